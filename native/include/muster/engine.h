@@ -115,7 +115,8 @@ class Comm;  // comm.h
 class Engine {
  public:
   virtual ~Engine() = default;
-  // `comm` spans the group; null where world is the number of local ranks (a peer group is made inside).
+  // `comm` spans the group; null where world is the number of local ranks (a peer group is made inside), or where connect
+  // hands it in later: workers load at different speeds, and a mesh that stands early would only wait.
   static Status create(const ModelDesc& model, const GroupDesc& group, const EngineOptions& options,
                        std::shared_ptr<Comm> comm, std::unique_ptr<Engine>* out);
 
@@ -123,6 +124,7 @@ class Engine {
   // in all; true in `cancel` ends the load with invalid("load", "cancelled").
   virtual Status load(std::span<const FileDesc> files, std::span<const TensorSlice> slices,
                       const std::function<void(uint64_t, uint64_t)>& progress, const std::atomic<bool>& cancel) = 0;
+  virtual Status connect(std::shared_ptr<Comm> comm) = 0;  // once, before kv_init, where create was given none
   // All ranks agree on the numerics id and on the KV size. `blocks` counts block 0, which belongs to padding.
   virtual Status kv_init(uint32_t blocks) = 0;
 
