@@ -1,6 +1,6 @@
 // Faults as values, and the one place that decides what each means outside (STYLE R15).
 import { status } from "@grpc/grpc-js";
-import type { Fault, Fault_Kind } from "./gen/muster/v1/worker.ts";
+import { type Fault, Fault_Kind } from "./gen/muster/v1/worker.ts";
 
 /** What a fault causes: gRPC status, HTTP status, OpenAI error type, whether trying again can help. */
 export type Consequence = { grpc: status; http: number; openaiType: string; retry: boolean; metric: string };
@@ -21,17 +21,17 @@ const make =
 
 /** A person must change something; no retry. */
 export const invalid = (field: string, detail: string, code = "invalid_value"): Fault =>
-  make("INVALID")(code, detail, field);
+  make(Fault_Kind.INVALID)(code, detail, field);
 /** Normal: look again later. */
-export const waiting = make("WAITING");
+export const waiting = make(Fault_Kind.WAITING);
 /** Back off with jitter, then try again. */
-export const transient = make("TRANSIENT");
+export const transient = make(Fault_Kind.TRANSIENT);
 /** State is gone; rebuild from source. */
-export const lost = make("LOST");
+export const lost = make(Fault_Kind.LOST);
 
 export function consequence(fault: Fault): Consequence {
   switch (fault.kind) {
-    case "INVALID":
+    case Fault_Kind.INVALID:
       return {
         grpc: fault.code === "model_not_found" ? status.NOT_FOUND : status.INVALID_ARGUMENT,
         http: fault.code === "model_not_found" ? 404 : 400,
@@ -39,7 +39,7 @@ export function consequence(fault: Fault): Consequence {
         retry: false,
         metric: "invalid",
       };
-    case "WAITING":
+    case Fault_Kind.WAITING:
       return {
         grpc: status.RESOURCE_EXHAUSTED,
         http: fault.code === "queue_full" ? 429 : 503,
@@ -47,7 +47,7 @@ export function consequence(fault: Fault): Consequence {
         retry: true,
         metric: "waiting",
       };
-    case "TRANSIENT":
+    case Fault_Kind.TRANSIENT:
       return { grpc: status.UNAVAILABLE, http: 503, openaiType: "server_error", retry: true, metric: "transient" };
     default:
       return { grpc: status.INTERNAL, http: 500, openaiType: "server_error", retry: false, metric: "lost" };

@@ -80,3 +80,5 @@ try {
   }
 }
 lifeline?.destroy();
+// Clients that were closed may still hold a timer; the work is done.
+process.exit();

@@ -255,10 +255,10 @@ export class LocalRun {
     this.guarded.spawn({
       id: GATEWAY,
       command: process.execPath,
-      args: [...args, "--lifeline"],
+      args,
       env,
       log,
-      watchesStdin: true,
+      watchesStdin: false,
     });
   }
 

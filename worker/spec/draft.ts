@@ -96,7 +96,7 @@ class Draft implements DraftWorker {
   constructor(options: DraftOptions) {
     this.#options = options;
     this.#pool = new BlockPool(options.kvBlocks);
-    this.#freeSlots = Array.from({ length: options.sessionsMax }, (_, i) => options.sessionsMax - 1 - i);
+    this.#freeSlots = Array.from({ length: options.sessionsMax }, (_, i) => options.sessionsMax - i); // slot 0 is padding
     this.#subject = `spec.v1.d.${this.#source.toString(16).padStart(16, "0")}.c`;
     this.#ends = [options.bus.subscribe(this.#subject, (data) => this.#receive(data))];
     this.#hello = setInterval(() => this.#sayHello(), HELLO_MS);
