@@ -80,8 +80,8 @@ class Conversation {
 function describeFigures(figures: AnswerFigures): string {
   const { usage, firstTokenMs, totalMs } = figures;
   if (!usage) return "stopped";
-  const decodeMs = totalMs - firstTokenMs;
-  const rate = usage.completionTokens > 1 && decodeMs > 0 ? ((usage.completionTokens - 1) * 1000) / decodeMs : 0;
+  // Over the whole turn: a client that reads late sees the last tokens in one burst, and a rate between arrivals would lie.
+  const rate = (usage.completionTokens * 1000) / totalMs;
   const drafts =
     usage.drafted > 0
       ? `, drafts ${usage.accepted}/${usage.drafted} accepted in ${usage.targetSteps} steps`

@@ -1,5 +1,6 @@
 // `muster gateway`: the front door alone, pointed at a controller. Prints one JSON line with the bound addresses.
 import { writeSync } from "node:fs";
+import { logVerbosity, setLogVerbosity } from "@grpc/grpc-js";
 import { Command, InvalidArgumentError } from "commander";
 import { FaultError } from "../../proto/fault.ts";
 import { Fault_Kind } from "../../proto/gen/muster/v1/worker.ts";
@@ -15,6 +16,7 @@ type Flags = {
   drainSeconds: number;
   openMax: number;
   readyFd: number;
+  lifeline?: boolean;
 };
 
 const STDOUT_FD = 1;
@@ -47,14 +49,18 @@ export function gatewayCommand(): Command {
     )
     .option("--drain-seconds <n>", "let streams run on so long after SIGTERM", positive, defaultLimits.drainMs / 1000)
     .option("--open-max <n>", "requests answered at once", positive, defaultLimits.openRequestsMax)
+    .option("--lifeline", "end as soon as standard input ends")
     .option("--ready-fd <fd>", "write the JSON line with the addresses to this descriptor", descriptor, STDOUT_FD)
     .action((flags: Flags) => serve(flags));
 }
 
 async function serve(flags: Flags): Promise<void> {
+  // Its faults come back as values; its own lines on stderr would only say them twice.
+  setLogVerbosity(logVerbosity.NONE);
   const stop = new AbortController();
   const onSignal = () => stop.abort();
   process.on("SIGTERM", onSignal).on("SIGINT", onSignal);
+  if (flags.lifeline) process.stdin.on("end", onSignal).on("error", onSignal).resume();
   const limits: Partial<GatewayLimits> = {
     holdMs: flags.holdSeconds * 1000,
     drainMs: flags.drainSeconds * 1000,

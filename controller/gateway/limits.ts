@@ -28,6 +28,8 @@ export type GatewayLimits = {
   waitingMs: number;
   /** Requests being answered at once, held ones included. */
   openRequestsMax: number;
+  /** Prompt bytes of all requests being answered: they are kept for going on after a death. */
+  openBytesMax: number;
   /** A client that does not read for so long is dropped. */
   stallMs: number;
   /** Unsent bytes of one client's socket before it is dropped. */
@@ -40,6 +42,7 @@ export const defaultLimits: GatewayLimits = {
   holdMs: 60_000,
   waitingMs: 2_000,
   openRequestsMax: 1024,
+  openBytesMax: 512 * 1024 * 1024,
   stallMs: 30_000,
   socketBytesMax: 1024 * 1024,
   drainMs: 30_000,

@@ -210,6 +210,18 @@ export function holdFault(choice: Choice, now: number, holdMs: number): Fault | 
     : transient("model_not_serving", `the model was not serving within ${seconds} s; try again later`);
 }
 
+/** What an input takes in memory, about: two bytes for each UTF-16 unit, eight for each id. */
+export function bytesOf(input: Input): number {
+  switch (input.$case) {
+    case "text":
+      return 2 * input.value.length;
+    case "prompt":
+      return 8 * input.value.ids.length;
+    default:
+      return input.value.messages.reduce((sum, message) => sum + 2 * message.content.length, 0);
+  }
+}
+
 /** The longest prompt a request may bring as ids, checked before a leader is asked. */
 export function contextFault(input: Input, contextTokens: number, field: string): Fault | undefined {
   if (contextTokens === 0 || input.$case !== "prompt" || input.value.ids.length < contextTokens) return undefined;

@@ -12,7 +12,7 @@ import type { LeaderLink } from "./leader.ts";
 import type { GatewayLimits } from "./limits.ts";
 import type { GatewayMetrics } from "./metrics.ts";
 import type { Ask, Choice } from "./requests.ts";
-import { contextFault, heldSince, holdFault, makeChoice } from "./requests.ts";
+import { bytesOf, contextFault, heldSince, holdFault, makeChoice } from "./requests.ts";
 import { drawSeed, seedOfChoice } from "./seed.ts";
 import type { ControlView, ModelView } from "./watch.ts";
 
@@ -39,6 +39,7 @@ export type Job = {
   readonly running: Running<Job>[];
   readonly sink: Sink;
   readonly startedAt: number;
+  readonly bytes: number;
   firstTokenAt: number;
   lastTokenAt: number;
   saidWaitingAt: number;
@@ -55,6 +56,7 @@ export class Streams {
   readonly #lanes = new Map<string, Lane<Job>>();
   readonly #jobs = new Set<Job>();
   #steps = 0;
+  #openBytes = 0;
   #tick: NodeJS.Timeout | undefined;
   #idle: (() => void)[] = [];
   #refusal: Fault | undefined;
@@ -102,6 +104,7 @@ export class Streams {
     if (fault) return { fault };
     const job = makeJob(ask, found.view.served.name, sink, now);
     this.#jobs.add(job);
+    this.#openBytes += job.bytes;
     const lane = this.#lane(job.model);
     const { downSince } = found.view;
     for (const running of job.running) {
@@ -150,12 +153,12 @@ export class Streams {
   }
 
   #admit(ask: Ask, { served, downSince }: ModelView, now: number): Fault | undefined {
-    if (this.#jobs.size >= this.limits.openRequestsMax) {
+    const { openRequestsMax, openBytesMax } = this.limits;
+    const isFull = this.#jobs.size >= openRequestsMax;
+    if (isFull || this.#openBytes + askBytes(ask) > openBytesMax) {
       this.#metrics.queueRefused("gateway");
-      return waiting(
-        "queue_full",
-        `${this.limits.openRequestsMax} requests are being answered, the most this gateway takes`,
-      );
+      const what = isFull ? `${openRequestsMax} requests` : `prompts of ${openBytesMax} bytes`;
+      return waiting("queue_full", `${what} are being answered, the most this gateway takes`);
     }
     const limit = served.contextTokens;
     if (limit > 0 && ask.terms.maxTokens > limit) {
@@ -248,6 +251,7 @@ export class Streams {
   #forget(job: Job): void {
     job.over = true;
     this.#jobs.delete(job);
+    this.#openBytes -= job.bytes;
     if (this.#jobs.size > 0) return;
     for (const resolve of this.#idle.splice(0)) resolve();
   }
@@ -294,6 +298,8 @@ function earliest(choices: readonly Choice[]): number | undefined {
   return first;
 }
 
+const askBytes = (ask: Ask): number => ask.inputs.reduce((sum, input) => sum + bytesOf(input), 0);
+
 const notServing = ({ served }: Pick<ModelView, "served">): string =>
   `${served.name} is not serving${served.cause ? `: ${served.cause}` : ""}`;
 
@@ -312,6 +318,7 @@ function makeJob(ask: Ask, model: string, sink: Sink, now: number): Job {
     running: [],
     sink,
     startedAt: now,
+    bytes: askBytes(ask),
     firstTokenAt: 0,
     lastTokenAt: 0,
     saidWaitingAt: now,

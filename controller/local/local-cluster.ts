@@ -140,17 +140,18 @@ export class LocalCluster implements Cluster {
     if (!worker || worker.load) return;
     const stream = worker.client.load(request);
     worker.load = stream;
-    await new Promise<void>((taken) => {
+    await new Promise<void>((taken, refused) => {
       const heard = () => {
         this.#changed();
         taken();
       };
       stream.on("data", heard);
-      stream.on("error", () => {
-        worker.load = undefined; // observe shows what became of it; the reconciler may ask again
-        heard();
-      });
       stream.on("end", heard);
+      stream.on("error", (error) => {
+        worker.load = undefined;
+        this.#changed();
+        refused(error); // after it was taken this is no news: observe shows what became of the worker
+      });
     });
   }
 
@@ -205,10 +206,11 @@ export class LocalCluster implements Cluster {
   }
 
   #writeRecord(group: string, replaces: bigint, record: GroupRecord): void {
+    const text = JSON.stringify(record, (_key, value) => (typeof value === "bigint" ? value.toString() : value));
+    const file = this.#recordFile(group);
+    if (existsSync(file) && readFileSync(file, "utf8") === text) return;
     const stored = this.#readRecord(group).incarnation;
     if (stored !== replaces) throw new Error(`record of ${group}: incarnation is ${stored}, not ${replaces}`);
-    const file = this.#recordFile(group);
-    const text = JSON.stringify(record, (_key, value) => (typeof value === "bigint" ? value.toString() : value));
     writeFileSync(`${file}.new`, text, { mode: 0o600 });
     renameSync(`${file}.new`, file);
   }

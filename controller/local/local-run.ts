@@ -255,10 +255,10 @@ export class LocalRun {
     this.guarded.spawn({
       id: GATEWAY,
       command: process.execPath,
-      args,
+      args: [...args, "--lifeline"],
       env,
       log,
-      watchesStdin: false,
+      watchesStdin: true,
     });
   }
 

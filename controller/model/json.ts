@@ -19,16 +19,20 @@ const NUMBER = /^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$/;
 const ESCAPES: Record<string, string> = { '"': '"', "\\": "\\", "/": "/", b: "\b", f: "\f", n: "\n", r: "\r", t: "\t" };
 const QUOTE = 0x22;
 const BACKSLASH = 0x5c;
+/** Bytes of numbers and names. */
+const WORD: Uint8Array = Uint8Array.from({ length: 256 }, (_, byte) =>
+  /[-+.0-9A-Za-z]/.test(String.fromCharCode(byte)) ? 1 : 0,
+);
 
 class Parser {
-  readonly bytes: Uint8Array;
+  readonly bytes: Buffer;
   readonly file: string;
   readonly limits: JsonLimits;
   position = 0;
   values = 0;
 
   constructor(bytes: Uint8Array, file: string, limits: JsonLimits) {
-    this.bytes = bytes;
+    this.bytes = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
     this.file = file;
     this.limits = limits;
   }
@@ -51,8 +55,8 @@ class Parser {
   }
 
   expect(character: string): void {
-    const found = this.peek();
-    if (found !== character) this.fail(`expected ${shown(character)}, found ${shown(found)}`);
+    if (this.bytes[this.position] !== character.charCodeAt(0))
+      this.fail(`expected ${shown(character)}, found ${shown(this.peek())}`);
     this.position++;
   }
 
@@ -120,26 +124,34 @@ class Parser {
     const start = this.position;
     this.expect('"');
     let escaped = false;
+    let bits = 0;
     for (;;) {
       const byte = this.bytes[this.position];
       if (byte === undefined) this.fail("a string does not end", start);
       if (byte === QUOTE) break;
       if (byte < 0x20) this.fail("a control character in a string");
+      bits |= byte;
       if (byte === BACKSLASH) {
         escaped = true;
         this.position++;
       }
       this.position++;
     }
-    const raw = this.bytes.subarray(start + 1, this.position);
-    this.position++;
-    let text: string;
-    try {
-      text = utf8.decode(raw);
-    } catch {
-      this.fail("a string is not UTF-8", start);
-    }
+    const end = this.position++;
+    // A byte after a backslash is not looked at here: only plain text takes the fast way.
+    const text = bits < 0x80 && !escaped ? this.bytes.toString("latin1", start + 1, end) : this.decode(start + 1, end);
     return escaped ? this.unescape(text, start) : text;
+  }
+
+  decode(start: number, end: number): string {
+    // Only a replacement character can hide a mistake; the strict decoder is slow on short strings.
+    const text = this.bytes.toString("utf8", start, end);
+    if (!text.includes("\ufffd")) return text;
+    try {
+      return utf8.decode(this.bytes.subarray(start, end));
+    } catch {
+      return this.fail("a string is not UTF-8", start - 1);
+    }
   }
 
   unescape(text: string, start: number): string {
@@ -151,8 +163,8 @@ class Parser {
 
   word(): null | boolean | number {
     const start = this.position;
-    while (/[-+.0-9A-Za-z]/.test(String.fromCharCode(this.bytes[this.position] ?? 0))) this.position++;
-    const word = Buffer.from(this.bytes.subarray(start, Math.min(this.position, start + 400))).toString("latin1");
+    while (WORD[this.bytes[this.position] ?? 0] === 1) this.position++;
+    const word = this.bytes.toString("latin1", start, Math.min(this.position, start + 400));
     if (word === "true") return true;
     if (word === "false") return false;
     if (word === "null") return null;

@@ -56,7 +56,9 @@ export function ggufRope(keys: Keys, dims: number, ropeFactors: number[] | undef
   const type = keys.text("rope.scaling.type", "none");
   if (type !== "none" && type !== "linear")
     keys.unsupported("rope.scaling.type", `rope scaling "${type}" is not supported; none and linear are`);
-  const factor = type === "linear" ? keys.number("rope.scaling.factor", { min: 1e-6, max: 1e6 }, 1) : 1;
+  // Old files write the factor of linear scaling under a key of its own.
+  const old = keys.number("rope.scale_linear", FACTOR, 1);
+  const factor = type === "linear" ? keys.number("rope.scaling.factor", FACTOR, old) : old;
   if (ropeFactors && ropeFactors.length !== dims / 2)
     unsupported(`${keys.file}/rope_freqs.weight`, `has ${ropeFactors.length} values, ${dims / 2} are needed`);
   const divisors = Array.from({ length: dims / 2 }, (_, j) => (ropeFactors?.[j] ?? 1) * factor);

@@ -9,7 +9,7 @@ import {
   type RankShard,
   StoredType,
 } from "../../proto/gen/muster/v1/plan.ts";
-import { shardsOf, sizesOf } from "../model/shards.ts";
+import { shardsOf } from "../model/shards.ts";
 import {
   activationBytes,
   type Condensed,
@@ -26,6 +26,7 @@ import {
 } from "./ledger.ts";
 import type { Placement } from "./place.ts";
 import { calibrated, decodeStep, prefill, type RankLoad } from "./roofline.ts";
+import { kvHeadsOf, moeOf } from "./shape.ts";
 import { CONTEXT_DEFAULT, CPU_KV_BYTES_MAX, stepBounds, type Wishes } from "./wishes.ts";
 
 export type Candidate = {
@@ -55,7 +56,7 @@ export function modelOf(spec: ModelSpec): Model {
 const PROMPT_TOKENS = 1024;
 
 export function cutName(cut: Cut, spec: ModelSpec): string {
-  return sizesOf(spec).moe === undefined ? `tp${cut.tp}` : `tp${cut.tp}·ep${cut.ep}·etp${cut.etp}`;
+  return moeOf(spec) === undefined ? `tp${cut.tp}` : `tp${cut.tp}·ep${cut.ep}·etp${cut.etp}`;
 }
 
 export function evaluate(model: Model, cut: Cut, placement: Placement, wishes: Wishes): Candidate {
@@ -153,7 +154,7 @@ type Sized = Omit<Candidate, "prediction">;
 /** Of the fullest rank: the step waits for it. */
 function rankLoad(model: Model, sized: Sized, ranks: readonly RankBytes[], placement: Placement): RankLoad {
   const { spec } = model;
-  const { moe } = sizesOf(spec);
+  const moe = moeOf(spec);
   const { cut } = sized;
   const bytesOf = (lines: Lines, ...classes: LedgerClass[]): number => {
     let sum = 0;
@@ -265,13 +266,6 @@ function predict(load: RankLoad, sized: Sized, placement: Placement, wishes: Wis
 
 /** Bytes that one token of context takes over all ranks, a full copy as data sheets state it. */
 export function kvBytesOfModel(spec: ModelSpec, backend: "gpu" | "cpu"): number {
-  const { kvHeads, heads } = sizesOf(spec);
-  const whole = {
-    rank: 0,
-    worker: 0,
-    experts: [],
-    heads: { begin: 0, end: heads },
-    kvHeads: { begin: 0, end: kvHeads },
-  };
+  const whole = { rank: 0, worker: 0, experts: [], kvHeads: { begin: 0, end: kvHeadsOf(spec) } };
   return kvValuesPerToken(spec, whole) * (backend === "gpu" ? 2 : 4);
 }

@@ -2,9 +2,10 @@
 // ep x etp = world in every factorisation.
 import type { Cut, ModelSpec, Reason } from "../../proto/gen/muster/v1/plan.ts";
 import { Reason_Kind } from "../../proto/gen/muster/v1/plan.ts";
-import { cutFaults, sizesOf } from "../model/shards.ts";
+import { cutFaults } from "../model/shards.ts";
 import { CPU_RANKS_MAX, deviceCount, type Inventory } from "./hardware.ts";
 import { isRefusal, type Placement, place } from "./place.ts";
+import { moeOf } from "./shape.ts";
 import { inventoryKind, type Pins } from "./wishes.ts";
 
 type Placed = { cut: Cut; placement: Placement };
@@ -45,7 +46,7 @@ function cutsOf(spec: ModelSpec, world: number, pins: Pins): Cut[] {
     const etp = pins.etp ?? Math.max(1, Math.floor(world / ep));
     return [{ ...cut(1), ep, etp }];
   }
-  if (sizesOf(spec).moe === undefined) return [cut(1)];
+  if (moeOf(spec) === undefined) return [cut(1)];
   return Array.from({ length: world }, (_, index) => index + 1)
     .filter((ep) => world % ep === 0)
     .map(cut);

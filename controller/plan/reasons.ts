@@ -1,9 +1,9 @@
 // Why a plan is as it is, for people and for scripts: chosen, runner-up, limit, notes. Codes are stable.
 import { type ModelSpec, type Reason, Reason_Kind } from "../../proto/gen/muster/v1/plan.ts";
-import { sizesOf } from "../model/shards.ts";
 import { type Candidate, cutName } from "./candidate.ts";
 import { isLatent } from "./ledger.ts";
 import type { Table } from "./plan.ts";
+import { kvHeadsOf } from "./shape.ts";
 import type { Wishes } from "./wishes.ts";
 
 /** `table.candidates[0]` is the chosen one and fits. */
@@ -69,7 +69,7 @@ function limits(spec: ModelSpec, wishes: Wishes, best: Candidate): Reason[] {
     const text = `KV holds ${held} of ${wishes.concurrency} sequences of ${best.contextTokens} tokens; shorter ones share it, others wait.`;
     reasons.push(limit("kv-blocks", text));
   }
-  const { kvHeads } = sizesOf(spec);
+  const kvHeads = kvHeadsOf(spec);
   if (isLatent(spec) && best.cut.tp > 1) {
     const text = `latent attention: every one of ${best.cut.tp} ranks keeps the whole KV of every sequence.`;
     reasons.push(limit("kv-latent", text));

@@ -3,7 +3,7 @@ import { readdir, stat } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { fileSource } from "../byte-source.ts";
 import { reject } from "../reject.ts";
-import type { Source } from "./source.ts";
+import { decoded, type Source } from "./source.ts";
 
 /** Files of a model directory that are looked at; more are somebody's home directory. */
 const ENTRIES_MAX = 10_000;
@@ -12,19 +12,22 @@ const ENTRIES_MAX = 10_000;
 export function pathOf(url: string): string {
   const rest = url.slice("file://".length);
   if (rest === "") reject("source", `${url} names no path`);
-  const path = decodeURIComponent(rest);
+  const path = decoded(rest);
   if (!path.startsWith("/") && !path.startsWith("./") && !path.startsWith("../"))
     reject("source", `${url}: write file:///absolute/path or file://./relative/path`);
   return resolve(path);
 }
 
+/** The canonical URL: reading it leads to the same path. */
+const urlOf = (path: string): string => `file://${path.replaceAll("%", "%25")}`;
+
 export async function openFileSource(url: string): Promise<Source> {
   const path = pathOf(url);
   const found = await stat(path).catch(() => undefined);
   if (!found) reject("source", `${path} does not exist`);
-  if (found.isDirectory()) return directory(`file://${path}`, path);
-  if (path.endsWith(".gguf")) return directory(`file://${path}`, dirname(path), basename(path));
-  if (basename(path) === "config.json") return directory(`file://${dirname(path)}`, dirname(path));
+  if (found.isDirectory()) return directory(urlOf(path), path);
+  if (path.endsWith(".gguf")) return directory(urlOf(path), dirname(path), basename(path));
+  if (basename(path) === "config.json") return directory(urlOf(dirname(path)), dirname(path));
   return reject("source", `${path} is neither a directory nor a .gguf file`);
 }
 

@@ -2,13 +2,13 @@
 import { reject } from "../reject.ts";
 import { checkUrl } from "./http.ts";
 import { httpOptions, remoteSource } from "./remote.ts";
-import type { Source, SourceOptions } from "./source.ts";
+import { decoded, type Source, type SourceOptions } from "./source.ts";
 
 export async function openHttpSource(text: string, options: SourceOptions): Promise<Source> {
   if (!URL.canParse(text)) reject("source", `${text} is not a URL`);
   const url = checkUrl(new URL(text));
   url.hash = "";
-  const last = decodeURIComponent(url.pathname.split("/").filter(Boolean).at(-1) ?? url.hostname);
+  const last = decoded(url.pathname.split("/").filter(Boolean).at(-1) ?? url.hostname);
   const isGguf = last.endsWith(".gguf");
   if (!isGguf && url.search) reject("source", "a query goes with a .gguf file only, not with a base of several files");
   if (!isGguf && !url.pathname.endsWith("/")) url.pathname += "/";

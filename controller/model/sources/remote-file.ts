@@ -149,12 +149,6 @@ async function readRange(
   options: HttpOptions,
 ): Promise<Buffer> {
   if (length === 0) return Buffer.alloc(0);
-  if (!file.hasRanges && offset + length > SKIP_BYTES_MAX)
-    reject(
-      file.name,
-      "the server gives no ranges and this part lies too far in; use a server with range support",
-      offset,
-    );
   const answer = await get(
     file.url,
     file.hasRanges ? { range: `bytes=${offset}-${offset + length - 1}` } : {},
@@ -169,7 +163,12 @@ async function readRange(
     await answer.discard();
     throw changed(file, identityOf(answer));
   }
-  if (answer.status === 200) return take(answer, offset, length);
+  if (answer.status === 200) {
+    if (offset + length <= SKIP_BYTES_MAX) return take(answer, offset, length);
+    await answer.discard();
+    const detail = "the server gives no ranges and this part lies too far in; use a server with range support";
+    reject(file.name, detail, offset);
+  }
   const range = rangeOf(answer, file.name);
   if (range.begin !== offset || range.end !== offset + length || range.size !== file.size)
     reject(

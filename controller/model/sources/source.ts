@@ -1,5 +1,6 @@
 // A model's source as the rest sees it: a place with named files. The schemes are one file each beside this one.
 import type { ByteSource } from "../byte-source.ts";
+import { reject } from "../reject.ts";
 
 /** Bytes so far and in all, over every file of the model. */
 export type Progress = { file: string; bytes: number; total: number };
@@ -31,3 +32,12 @@ export type Source = {
   /** Makes files local and answers their paths, in order. */
   fetch(names: readonly string[]): Promise<string[]>;
 };
+
+/** A URL's path as text. Throws INVALID for a "%" that begins no escape. */
+export function decoded(path: string): string {
+  try {
+    return decodeURIComponent(path);
+  } catch {
+    return reject("source", `${path} holds a "%" that begins no escape; write it as %25`);
+  }
+}

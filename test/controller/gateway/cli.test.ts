@@ -65,7 +65,35 @@ test("gateway: a wrong call is exit 2 with a message, a taken port exit 1", asyn
   expect(await taken.code).toBe(1);
   expect(taken.err()).toContain(`port ${port} on 127.0.0.1 is taken`);
   expect(taken.out()).toBe("");
+  const takenGrpc = muster(
+    "gateway",
+    "--control",
+    "127.0.0.1:1",
+    "--http",
+    "127.0.0.1:0",
+    "--grpc",
+    `127.0.0.1:${port}`,
+  );
+  expect(await takenGrpc.code).toBe(1);
+  expect(takenGrpc.err().split("\n")).toEqual([expect.stringMatching(/is taken.*--grpc/), ""]);
   other.close();
+});
+
+test("gateway writes its line to another descriptor where asked", async () => {
+  bed = await makeBed();
+  const args = ["gateway", "--control", bed.controller.address, "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"];
+  const child = spawn(process.execPath, [MAIN, ...args, "--ready-fd", "3"], {
+    stdio: ["ignore", "pipe", "pipe", "pipe"],
+  });
+  children.push(child);
+  let line = "";
+  let out = "";
+  child.stdout?.on("data", (data) => (out += data));
+  child.stdio[3]?.on("data", (data) => (line += data));
+  await until(() => line.endsWith("\n"));
+  const { http }: { http: string } = JSON.parse(line);
+  expect((await ask(http, "/healthz")).status).toBe(200);
+  expect(out).toBe("");
 });
 
 test("chat with a pipe: one turn per line, answers on stdout, figures on stderr", async () => {

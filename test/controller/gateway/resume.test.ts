@@ -232,6 +232,18 @@ test("the gateway's own bound on open requests is 429 too", async () => {
   await Promise.allSettled(open);
 });
 
+test("the prompts of all open requests are bounded together, and given back", async () => {
+  await make({ leader: { stepMs: 20 }, limits: { openBytesMax: 3000 } });
+  const long = { model: MODEL, prompt: "x".repeat(1000), max_tokens: 20, ignore_eos: true };
+  const first = ask(bed.http, "/v1/completions", long);
+  await until(() => bed.leaders[0]?.running === 1);
+  const refused = await ask(bed.http, "/v1/completions", long);
+  expect(refused.status).toBe(429);
+  expect(refused.body.error.message).toContain("3000 bytes");
+  expect((await first).status).toBe(200);
+  expect((await ask(bed.http, "/v1/completions", { ...long, max_tokens: 1 })).status).toBe(200);
+});
+
 test("a taken-over stream waits for a place where the new leader's queue is full", async () => {
   await make({ leader: { dieAfterTokens: 8, stepMs: 5 } });
   const streams = [1, 2, 3].map((seed) => openSse(bed.http, "/v1/completions", body(seed)));

@@ -65,7 +65,8 @@ export class FileServer {
   #answer(request: IncomingMessage, response: ServerResponse): void {
     const path = (request.url ?? "").split("?")[0] ?? "";
     const { range, authorization } = request.headers;
-    const ifRange = request.headers["if-range"];
+    const condition = request.headers["if-range"];
+    const ifRange = Array.isArray(condition) ? condition[0] : condition;
     this.seen.push({ path, range, ifRange, authorization });
     const end = (status: number, headers: Record<string, string> = {}) => response.writeHead(status, headers).end();
     const status = this.manners.statuses.shift();

@@ -177,6 +177,8 @@ test("sources that cannot be read say what to write instead", async () => {
   expect(await say("/models/x")).toContain("write file:///models/x");
   expect(await say("file://models/x")).toContain("file:///absolute/path or file://./relative/path");
   expect(await say("file:///no/such/model")).toContain("/no/such/model does not exist");
+  expect(await say("file:///tmp/50%-off")).toContain('"%" that begins no escape');
+  expect(await say("https://example.com/%ff.gguf")).toContain('"%" that begins no escape');
   expect(await say("s3://bucket/x")).toContain("s3:// is not supported");
   expect(await say("builtin://nano")).toContain("there are nano-draft, nano-draft-q8_0, nano-maverick");
   expect(await say("hf://no-repository")).toContain("hf://org/name@revision");

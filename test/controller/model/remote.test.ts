@@ -189,6 +189,20 @@ test("hf:// resolves files of a revision and replaces a branch by its commit", a
   expect(existsSync(spec.tokenizer?.jsonPath ?? "")).toBe(true);
 });
 
+test("hf:// with a file reads that GGUF, through the redirect that names its sha256", async () => {
+  const sha256 = createHash("sha256").update(DRAFT).digest("hex");
+  other.serve("/cdn/draft.gguf", DRAFT, '"of-the-cdn"');
+  const path = (revision: string) => `/org/nano/resolve/${revision}/draft.gguf`;
+  const target = `${other.url}/cdn/draft.gguf`;
+  server.behave({
+    redirects: { [path("main")]: target, [path("c0ffee")]: target },
+    headers: { "x-linked-etag": `"${sha256}"` },
+  });
+  const spec = await read("hf://org/nano@main/draft.gguf");
+  expect(spec).toMatchObject({ source: "hf://org/nano@c0ffee/draft.gguf", name: "draft", format: "GGUF Q8_0" });
+  expect(spec.files[0]?.path).toBe(join(cacheDir, "blobs", sha256));
+});
+
 test("offline mode uses the cache alone, and says when something is not in it", async () => {
   const online = await read("hf://org/nano@main");
   server.behave();
