@@ -53,8 +53,9 @@ class TcpListener {
 };
 
 // Workers without GPUs: a full mesh of TCP links, one for each pair of workers, peer collectives inside each worker.
-// Links carry a handshake of (incarnation, worker, world, secret); a stranger or an old incarnation is refused. Blocks until
-// the mesh stands, bounded by connect_timeout_ms.
+// Links carry a handshake of (incarnation, worker, world, distribution of ranks); a stranger or an old incarnation is refused,
+// but there is no secret and no encryption: the network must be trusted. Blocks until the mesh stands, bounded by
+// connect_timeout_ms.
 struct TcpGroup {
   uint64_t incarnation = 0;
   uint32_t worker = 0;

@@ -134,7 +134,7 @@ class Engine {
   virtual const std::string& numerics_id() const = 0;
   virtual std::vector<Memory> memory() const = 0;  // by local rank
   virtual EngineStats stats() const = 0;
-  // Bounded: waits for steps in flight, gives up after stall_give_up_ms. Idempotent.
+  // Bounded: waits for steps in flight, gives up after stall_give_up_ms. Idempotent. Not to be called from `done`.
   virtual void close() = 0;
 };
 

@@ -11,7 +11,7 @@ using SteadyClock = std::chrono::steady_clock;
 
 namespace {
 
-constexpr CommLimits tiny{60, 240};
+constexpr CommLimits tiny{100, 400};
 constexpr CommLimits patient{5000, 10000};
 
 bool is_lost(const Status& status, int rank) {
