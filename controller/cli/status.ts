@@ -49,8 +49,11 @@ export const phaseName = (phase: Phase): string =>
     .toLowerCase()
     .replaceAll(/(^|_)(\w)/g, (_all, _gap, letter: string) => letter.toUpperCase());
 
-/** `tp2·ep2·etp1` */
-export const cutName = (cut: ServedModel["cut"]): string => (cut ? `tp${cut.tp}·ep${cut.ep}·etp${cut.etp}` : "-");
+/** `tp2·ep2·etp1`, or `tp2` where no experts are dealt out. */
+export const cutName = (cut: ServedModel["cut"]): string => {
+  if (!cut) return "-";
+  return cut.ep * cut.etp > 1 ? `tp${cut.tp}·ep${cut.ep}·etp${cut.etp}` : `tp${cut.tp}`;
+};
 
 function toJson(target: string, state: WatchEvent): string {
   return JSON.stringify({ target, ...state }, (key, value) => {

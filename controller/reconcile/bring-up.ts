@@ -146,7 +146,8 @@ function loading(world: World, told: Tally, say: Say): Draft {
     const rest = Number(bytesTotal - bytesLoaded);
     const eta = elapsed >= 2000 && bytesLoaded > 0n ? (rest * elapsed) / Number(bytesLoaded) : undefined;
     const tail = eta === undefined ? "" : `, about ${secondsText(eta)} left`;
-    return say(Phase.LOADING, "loading", `${bytesText(bytesLoaded)} of ${bytesText(bytesTotal)} are loaded${tail}`);
+    const loaded = `${bytesText(bytesLoaded)} of ${bytesText(bytesTotal)} are loaded`;
+    return say(Phase.LOADING, "loading", `${bytesTotal > 0n ? loaded : "files are being opened"}${tail}`);
   }
   if (isAt(WorkerPhase.CONNECTING)) {
     const waiting = told.phases.flatMap((phase, worker) => (phase === WorkerPhase.CONNECTING ? [worker] : []));
