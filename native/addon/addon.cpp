@@ -34,10 +34,7 @@ Napi::Value open(const Napi::CallbackInfo& info) {
   std::unique_ptr<TcpListener> listener;
   if (info[1].IsExternal()) listener = std::move(info[1].As<Listener>().Data()->listener);
   auto* const session = new std::shared_ptr<Session>(Session::open(env, std::move(request), std::move(listener), info[2].As<Napi::Function>()));
-  (void)out.Set("engine", Handle::New(env, session, [](Napi::Env env, std::shared_ptr<Session>* held) {
-    (*held)->abandon(env);
-    delete held;
-  }));
+  (void)out.Set("engine", Handle::New(env, session, [](Napi::Env, std::shared_ptr<Session>* held) { delete held; }));
   return out;
 }
 

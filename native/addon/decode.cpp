@@ -1,5 +1,6 @@
 #include "addon/decode.h"
 
+#include <algorithm>
 #include <bit>
 
 namespace muster::addon {

@@ -117,27 +117,17 @@ void Session::close(Napi::Env env) {
   closing_ = true;
   cancelled_ = true;
   hold(env);
-  std::thread([self = shared_from_this()] { self->run_close(true); }).detach();
+  std::thread([self = shared_from_this()] { self->run_close(); }).detach();
 }
 
-void Session::abandon(Napi::Env env) {
-  leave(env);
-  if (closing_) return;
-  closing_ = true;
-  cancelled_ = true;
-  std::thread([self = shared_from_this()] { self->run_close(false); }).detach();
-}
-
-void Session::run_close(bool tell) {
+void Session::run_close() {
   const bool opened = is_opened_.wait_for(kCloseWait) == std::future_status::ready;
   if (opened && engine_) engine_->close();
-  if (tell) {
-    deliver([self = shared_from_this()](Napi::Env env, Napi::Function events) {
-      self->leave(env);
-      self->release(env);
-      (void)events.Call({kind_of(env, Event::closed)});
-    });
-  }
+  deliver([self = shared_from_this()](Napi::Env env, Napi::Function events) {
+    self->leave(env);
+    self->release(env);
+    (void)events.Call({kind_of(env, Event::closed)});
+  });
   std::lock_guard lock(mutex_);
   if (gone_) return;
   gone_ = true;

@@ -3,7 +3,7 @@
 //
 //   N1  JavaScript never waits: open, close and steps answer by an event.
 //   N2  the process is kept alive only while something was asked and not answered.
-//   N3  no event after `closed`, and none after the environment has gone.
+//   N3  no event after `closed`, and none after the environment has gone; what was not closed by then is closed.
 #pragma once
 #include <napi.h>
 
@@ -35,7 +35,6 @@ class Session : public std::enable_shared_from_this<Session> {
   Status launch(Napi::Env env, std::span<const uint32_t> words);
   void cancel() { cancelled_ = true; }
   void close(Napi::Env env);
-  void abandon(Napi::Env env);  // the JavaScript object was dropped without a close
   const Engine* engine() const { return ready_ ? engine_.get() : nullptr; }
 
  private:
@@ -44,7 +43,7 @@ class Session : public std::enable_shared_from_this<Session> {
   void run_open(OpenRequest request, std::unique_ptr<TcpListener> listener);
   Status prepare(OpenRequest& request, std::unique_ptr<TcpListener> listener);
   Status connect(OpenRequest& request, std::unique_ptr<TcpListener> listener);
-  void run_close(bool tell);
+  void run_close();
   void progress(uint32_t phase, uint64_t done, uint64_t total);
   void step_done(StepResult&& result);
   void deliver(Deliver what);

@@ -58,7 +58,8 @@ struct Core {
   Status call(const std::function<Status(RankThreads&)>& job);
   Status on_ranks(RankThreads& threads, const std::function<Status(LocalRank&, size_t)>& work);
   Status collective(RankThreads& threads, const std::function<Status(LocalRank&, size_t)>& work);
-  void run_step(RankThreads& threads, const Step& step, StepResult* out);
+  Status run_step(RankThreads& threads, const Step& step, StepResult* out);
+  Status fail(const Status& status);
 };
 
 Status Core::connect(std::shared_ptr<Comm> own) {
@@ -102,7 +103,7 @@ Status Core::call(const std::function<Status(RankThreads&)>& job) {
     if (stopping) return Status::invalid("engine", "is closed");
     if (!fault.is_ok()) return fault;
     post([&](RankThreads& threads) {
-      Status status = job(threads);
+      Status status = guarded("engine", [&] { return job(threads); });
       std::lock_guard lock(waiting.mutex);
       waiting.status = std::move(status);
       waiting.is_done = true;
@@ -125,31 +126,32 @@ Status Core::on_ranks(RankThreads& threads, const std::function<Status(LocalRank
   return Status::ok();
 }
 
-// Ranks that wait for each other: where one fails the others are freed, and nothing but close is answered from then on.
+// Ranks that wait for each other: where one fails the others are freed.
 Status Core::collective(RankThreads& threads, const std::function<Status(LocalRank&, size_t)>& work) {
   const Status status = on_ranks(threads, [&](LocalRank& rank, size_t i) {
     Status own = guarded("rank " + std::to_string(rank.rank()), [&] { return work(rank, i); });
     if (!own.is_ok() && comm) comm->close();
     return own;
   });
-  if (status.is_ok()) return status;
+  return status.is_ok() ? status : fail(status);
+}
+
+// Nothing but close is answered from now on.
+Status Core::fail(const Status& status) {
   std::lock_guard lock(mutex);
   if (fault.is_ok()) fault = status;
   return status;
 }
 
-void Core::run_step(RankThreads& threads, const Step& step, StepResult* out) {
-  out->epoch = step.epoch;
+Status Core::run_step(RankThreads& threads, const Step& step, StepResult* out) {
   {
     std::lock_guard lock(mutex);
-    out->status = fault;
+    if (!fault.is_ok()) return fault;
   }
-  if (!out->status.is_ok()) return;
   const Clock::time_point start = Clock::now();
   const StepWork work = slots->begin(step);
   std::vector<std::vector<RowChoices>> choices(ranks.size());
-  out->status = collective(threads, [&](LocalRank& rank, size_t i) { return rank.step(work, &choices[i]); });
-  if (!out->status.is_ok()) return;
+  MUSTER_TRY(collective(threads, [&](LocalRank& rank, size_t i) { return rank.step(work, &choices[i]); }));
   out->rows = slots->settle(step, choices[0]);
   out->digest = digest_of(out->rows);
   out->step_ms = ms_since(start);
@@ -158,6 +160,7 @@ void Core::run_step(RankThreads& threads, const Step& step, StepResult* out) {
   std::lock_guard lock(mutex);
   check->settle(step, out->rows);
   if (!work.ids.empty()) ranks[0]->count_experts(&expert_tokens);
+  return Status::ok();
 }
 
 class EngineImpl final : public Engine {
@@ -182,12 +185,20 @@ class EngineImpl final : public Engine {
   void close() override;
 
  private:
+  Status read(std::span<const FileDesc> files, std::span<const TensorSlice> slices,
+              const std::function<void(uint64_t, uint64_t)>& progress, const std::atomic<bool>& cancel);
+  Status admit(const Step& step, std::function<void(StepResult&&)> done);
   std::shared_ptr<Core> core_;
   std::thread thread_;
   std::atomic<bool> loaded_{false}, closed_{false};
 };
 
 Status EngineImpl::load(std::span<const FileDesc> files, std::span<const TensorSlice> slices,
+                        const std::function<void(uint64_t, uint64_t)>& progress, const std::atomic<bool>& cancel) {
+  return guarded("load", [&] { return read(files, slices, progress, cancel); });
+}
+
+Status EngineImpl::read(std::span<const FileDesc> files, std::span<const TensorSlice> slices,
                         const std::function<void(uint64_t, uint64_t)>& progress, const std::atomic<bool>& cancel) {
   Core& core = *core_;
   if (loaded_) return Status::invalid("load", "the engine is loaded");
@@ -233,6 +244,10 @@ Status EngineImpl::kv_init(uint32_t blocks) {
 }
 
 Status EngineImpl::launch(const Step& step, std::function<void(StepResult&&)> done) {
+  return guarded("launch", [&] { return admit(step, std::move(done)); });
+}
+
+Status EngineImpl::admit(const Step& step, std::function<void(StepResult&&)> done) {
   Core& core = *core_;
   std::lock_guard lock(core.mutex);
   if (core.stopping) return Status::invalid("engine", "is closed");
@@ -244,7 +259,9 @@ Status EngineImpl::launch(const Step& step, std::function<void(StepResult&&)> do
   ++core.in_flight;
   core.post([&core, step, done = std::move(done)](RankThreads& threads) {
     StepResult result;
-    core.run_step(threads, step, &result);
+    result.epoch = step.epoch;
+    result.status = guarded("step", [&] { return core.run_step(threads, step, &result); });
+    if (!result.status.is_ok()) core.fail(result.status);
     {
       std::lock_guard lock(core.mutex);
       --core.in_flight;

@@ -1,4 +1,6 @@
 // What is read of a file: just the kept bytes, whatever the layout; and what is refused, by the name of tensor or file.
+#include <algorithm>
+
 #include "exec/slice_reader.h"
 #include "tiny_model.h"
 

@@ -8,6 +8,7 @@
 #include <future>
 #include <map>
 #include <random>
+#include <thread>
 
 #include "check.h"
 #include "exec/loader.h"
