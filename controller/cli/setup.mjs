@@ -180,7 +180,7 @@ const STEPS = [
   },
   {
     name: "tools",
-    key: () => WANTED.map((w) => onPath(w.tool) ?? "").join(),
+    key: () => JSON.stringify(WANTED),
     stands: () => WANTED.every((w) => onPath(w.tool)),
     act: getTools,
   },
@@ -263,11 +263,12 @@ async function main() {
   await withLock(async () => {
     for (const step of STEPS) {
       const started = Date.now();
-      const isDone = isMarked(step.name, step.key()) && step.stands();
+      const key = step.key(); // before acting: what changes meanwhile has to be done again
+      const isDone = isMarked(step.name, key) && step.stands();
       if (!isDone) {
         if (process.stderr.isTTY) process.stderr.write(`setup: ${step.name} ...`);
         await step.act();
-        writeFileSync(markOf(step.name), step.key());
+        writeFileSync(markOf(step.name), key);
       }
       const line = `setup: ${step.name.padEnd(12)} ${isDone ? "up to date" : "done"}  ${((Date.now() - started) / 1000).toFixed(1)} s`;
       if (process.stderr.isTTY && !isDone) process.stderr.write(`\r${line}\n`);

@@ -6,7 +6,7 @@
 //       written while the next step computes.
 //   L2  a step counts only when every follower's digest equals ours; else the incarnation is lost and nothing is committed.
 //   L3  whatever a speculator says, the tokens are the engine's: guesses are cut to valid ids and verified.
-//   L4  every Open is answered by exactly one Finish, unless its stream is closed first.
+//   L4  every Open with an id of its own is answered by exactly one Finish, unless its stream is closed first.
 import { FaultError, waiting } from "../../proto/fault.ts";
 import type { Fault, Open, StepPlan, WorkerStats } from "../../proto/gen/muster/v1/worker.ts";
 import type { Engine, RowResult, StepResult } from "../engine/engine.ts";
@@ -87,7 +87,8 @@ export class Leader {
   /** Starts a sequence, or answers with a Finish that holds a fault. */
   async open(outlet: Outlet, open: Open): Promise<void> {
     const { id } = open;
-    if (outlet.entries.has(id)) return; // the first one keeps the id: an answer to the second could not be told apart
+    // The first one keeps an id: an answer to the second could not be told apart.
+    if (outlet.isClosed || outlet.entries.has(id)) return;
     this.#outlets.all.add(outlet);
     const refused = this.#refusal();
     if (refused !== undefined) return this.#refuse(outlet, id, refused);

@@ -12,6 +12,10 @@ export class Outlet {
   #chunks: Chunk[] = [];
   #isClosed = false;
 
+  get isClosed(): boolean {
+    return this.#isClosed;
+  }
+
   constructor(send: (response: SubmitResponse) => void) {
     this.#send = send;
   }

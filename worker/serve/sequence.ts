@@ -58,8 +58,8 @@ export class Sequence implements SequenceView {
     return this.request.sampling;
   }
 
-  // target_steps: every step that sampled for this sequence except the first, which ends the prefill (after a resume, the
-  // prefill of the resumed ids). A step that recomputes after preemption counts as the one step that it is.
+  // target_steps: every step that sampled for this sequence except the first, which ends the prefill. A step that recomputes
+  // after preemption counts as the one step that it is. A resumed stream counts all three anew.
   countStep(drafted: number, accepted: number): void {
     if (this.#samplings++ > 0) this.targetSteps++;
     this.drafted += drafted;

@@ -175,11 +175,15 @@ export class WorkerHost {
     let hasEnded = false;
     const outlet = new Outlet((response) => {
       call.write(response);
-      if (call.writableLength > UNREAD_MESSAGES_MAX) {
-        leader.close(outlet);
-        call.emit("error", rpcError(status.RESOURCE_EXHAUSTED, `${UNREAD_MESSAGES_MAX} messages were left unread`));
-      } else if (hasEnded && outlet.isQuiet) call.end();
+      if (call.writableLength > UNREAD_MESSAGES_MAX)
+        refuse(rpcError(status.RESOURCE_EXHAUSTED, `${UNREAD_MESSAGES_MAX} messages were left unread`));
+      else endIfDone();
     });
+    const endIfDone = () => {
+      if (!hasEnded || !outlet.isQuiet) return;
+      leader.close(outlet);
+      call.end();
+    };
     const refuse = (error: RpcError) => {
       leader.close(outlet);
       call.emit("error", error);
@@ -194,7 +198,7 @@ export class WorkerHost {
     // A gateway that has said all goes on reading until its last sequence ends.
     call.on("end", () => {
       hasEnded = true;
-      if (outlet.isQuiet) call.end();
+      endIfDone();
     });
     call.on("cancelled", () => leader.close(outlet));
     call.on("error", () => leader.close(outlet));

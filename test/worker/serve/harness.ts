@@ -102,13 +102,7 @@ export class Bench {
   run(open: Partial<Open>, onChunk?: (chunk: Chunk) => void): Promise<Result> {
     const id = open.id ?? this.nextId();
     return new Promise((resolve) => {
-      const result = {
-        prompt: [] as number[],
-        tokens: [] as number[],
-        text: "",
-        cuts: [] as [number, number][],
-        chunks: [] as Chunk[],
-      };
+      const result: Omit<Result, "finish"> = { prompt: [], tokens: [], text: "", cuts: [], chunks: [] };
       this.#readers.set(id, (chunk) => {
         result.chunks.push(chunk);
         if (chunk.opened) result.prompt = chunk.opened.prompt;

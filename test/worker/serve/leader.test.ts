@@ -83,6 +83,12 @@ const alone = async (): Promise<Result[]> => {
 const reference = await alone();
 const truth = reference.map(({ prompt, tokens }) => [...prompt, ...tokens]);
 
+const expectedOf = (index: number) => {
+  const found = reference[index];
+  if (found === undefined) throw new Error(`there is no request ${index}`);
+  return answer(found);
+};
+
 describe("what a request answers does not depend on how it is served", () => {
   test("the reference covers stop ids, stop strings and length", () => {
     expect(new Set(reference.map(({ finish }) => `${finish.reason}${finish.stop !== ""}`)).size).toBeGreaterThanOrEqual(
@@ -115,7 +121,7 @@ describe("what a request answers does not depend on how it is served", () => {
           const results = await Promise.all(order.map((index) => bench.run({ ...requests[index], speculation })));
           const { kvBlocksFree, preemptions, accepted } = bench.leader.stats();
           await bench.stop();
-          expect(results.map(answer)).toEqual(order.map((index) => answer(reference[index] as Result)));
+          expect(results.map(answer)).toEqual(order.map(expectedOf));
           expect(kvBlocksFree).toBe(settings.blocks - 1);
           for (const { tokens, finish } of results) {
             if (finish.reason !== Finish_Reason.LENGTH) continue;
@@ -145,11 +151,8 @@ describe("a stream that goes on elsewhere", () => {
       for (const [count, units] of expected.cuts) {
         if (count === 0) continue;
         const generated = expected.tokens.slice(0, count);
-        const request = {
-          ...requests[index],
-          input: { $case: "prompt", value: { ids: expected.prompt } },
-        } as Partial<Open>;
-        const rest = await bench.run({ ...request, generated, textSent: units });
+        const input = { $case: "prompt" as const, value: { ids: expected.prompt } };
+        const rest = await bench.run({ ...requests[index], input, generated, textSent: units });
         expect([...generated, ...rest.tokens]).toEqual(expected.tokens);
         expect(expected.text.slice(0, units) + rest.text).toBe(expected.text);
         expect(rest.finish.reason).toBe(expected.finish.reason);
@@ -197,7 +200,7 @@ describe("the life of a request", () => {
     const other = await bench.run({ ...requests[0] });
     expect((await cancelled).finish.reason).toBe(Finish_Reason.CANCELLED);
     expect((await cancelled).tokens.length).toBe(5);
-    expect(answer(other)).toEqual(answer(reference[0] as Result));
+    expect(answer(other)).toEqual(expectedOf(0));
     expect(bench.leader.stats()).toMatchObject({ running: 0, waiting: 0, kvBlocksFree: 199 });
     await bench.stop();
   });

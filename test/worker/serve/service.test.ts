@@ -139,7 +139,8 @@ async function submit(worker: Worker, opens: Partial<Open>[]): Promise<Map<numbe
     call.write({ incarnation: index === 0 ? INCARNATION : 0n, kind: { $case: "open", value } });
   }
   call.end();
-  for await (const response of call as AsyncIterable<SubmitResponse>) {
+  const responses: AsyncIterable<SubmitResponse> = call;
+  for await (const response of responses) {
     for (const chunk of response.chunks) chunks.set(chunk.id, [...(chunks.get(chunk.id) ?? []), chunk]);
   }
   return chunks;
@@ -212,7 +213,8 @@ describe("one worker over a unix socket", () => {
     call.cancel();
     const stats = worker.client.stats({ incarnation: INCARNATION });
     stats.on("error", () => {});
-    for await (const { running, waiting, kvBlocksFree, kvBlocksTotal } of stats as AsyncIterable<WorkerStats>) {
+    const figures: AsyncIterable<WorkerStats> = stats;
+    for await (const { running, waiting, kvBlocksFree, kvBlocksTotal } of figures) {
       if (running + waiting === 0 && kvBlocksFree === kvBlocksTotal) break;
     }
   });
