@@ -4,6 +4,8 @@
 // Exit codes: 0 done; 1 it failed; 2 the call is wrong; 3 the wish cannot be met (plan, up).
 import { closeSync, createReadStream, readFileSync } from "node:fs";
 import { Command, CommanderError } from "commander";
+import { FaultError } from "../../proto/fault.ts";
+import { Fault_Kind } from "../../proto/gen/muster/v1/worker.ts";
 
 const COMMANDS: Record<string, { summary: string; load: () => Promise<Command> }> = {
   up: {
@@ -54,6 +56,12 @@ function watchLifeline(): void {
 }
 let lifeline: { destroy(): void } | undefined;
 
+/** Usage errors of the command and its sub-commands come as exceptions instead of exits. */
+function throwing(command: Command): Command {
+  for (const sub of command.commands) throwing(sub);
+  return command.exitOverride();
+}
+
 async function main(): Promise<void> {
   watchLifeline();
   const program = new Command("muster")
@@ -63,7 +71,7 @@ async function main(): Promise<void> {
     .exitOverride();
   const asked = process.argv[2] ?? "";
   const found = COMMANDS[asked];
-  if (found) program.addCommand((await found.load()).exitOverride());
+  if (found) program.addCommand(throwing(await found.load()));
   else for (const [name, { summary }] of Object.entries(COMMANDS)) program.command(name).summary(summary);
   if (!asked) program.help({ error: true });
   await program.parseAsync();
@@ -76,7 +84,7 @@ try {
   else {
     process.stderr.write(`muster: ${error instanceof Error ? error.message : String(error)}\n`);
     if (process.env.MUSTER_DEBUG) console.error(error);
-    process.exitCode = 1;
+    process.exitCode = error instanceof FaultError && error.fault.kind === Fault_Kind.INVALID ? 2 : 1;
   }
 }
 lifeline?.destroy();
