@@ -49,8 +49,8 @@ template <class V> void silu_mul(float* gate, const float* up, size_t count) {
 // A split's part of the keys: positions [begin, end) inside [base, base + split_tokens).
 struct Split { uint32_t base, begin, end; };
 
-// scores[m][lanes + position - base] = q . k, for all keys of every key group that touches the split.
-template <class V> void scores(const AttendArgs& a, const Split& s, const float* q, uint32_t heads, float* out) {
+// a.scratch[m][lanes + position - base] = q of head m . k, for all keys of every key group that touches the split.
+template <class V> void scores(const AttendArgs& a, const Split& s, const float* q, uint32_t heads) {
   Panel groups[split_tokens + 2];  // blocks of one token are the most there can be
   uint32_t count = 0;
   for (uint32_t block = s.begin / a.block_tokens; block <= (s.end - 1) / a.block_tokens; ++block) {
@@ -66,7 +66,7 @@ template <class V> void scores(const AttendArgs& a, const Split& s, const float*
   const uint32_t step = V::panels(int(heads));
   for (uint32_t g = 0; g < count; g += step) {
     const uint32_t rest = count - g < step ? count - g : step;
-    tile_of<V, PanelKind::f32>(heads, {&layout, groups + g, rest, 0, a.dim, q, a.dim, out, score_stride, false});
+    tile_of<V, PanelKind::f32>(heads, {&layout, groups + g, rest, 0, a.dim, q, a.dim, a.scratch, score_stride, false});
   }
 }
 
@@ -159,39 +159,43 @@ template <class V> void fold(float* into, const float* from, uint32_t dim, Share
   }
 }
 
-// Folds a later split's result (own, from) into the running one.
-template <class V> void merge(const AttendArgs& a, Softmax& running, const Softmax& own, float* out, const float* from) {
-  const float top = own.maximum > running.maximum ? own.maximum : running.maximum;
-  float change[lanes] = {running.maximum - top, own.maximum - top};
+struct Partial { Softmax softmax; float* values; };
+
+// Folds a later split's result into the running one.
+template <class V> void merge(Partial& into, const Partial& from, uint32_t dim) {
+  const float top = from.softmax.maximum > into.softmax.maximum ? from.softmax.maximum : into.softmax.maximum;
+  float change[lanes] = {into.softmax.maximum - top, from.softmax.maximum - top};
   V::store(change, exp_lanes<V>(V::load(change)));
-  fold<V>(out, from, a.dim, {change[0], change[1]});
-  running = {top, __builtin_fmaf(own.sum, change[1], running.sum * change[0])};
+  fold<V>(into.values, from.values, dim, {change[0], change[1]});
+  into.softmax = {top, __builtin_fmaf(from.softmax.sum, change[1], into.softmax.sum * change[0])};
+}
+
+template <class V> void attend_heads(const AttendArgs& a, uint32_t head, uint32_t heads) {
+  float* mixed = a.scratch + size_t{tile_tokens_max} * score_stride;
+  Partial running[tile_tokens_max];
+  for (uint32_t m = 0; m < heads; ++m) running[m] = {{0, 0}, a.out + size_t{head + m} * a.dim};
+  for (uint32_t base = a.begin / split_tokens * split_tokens; base < a.end; base += split_tokens) {
+    const bool first = base <= a.begin;
+    const Split s{base, first ? a.begin : base, a.end - base < split_tokens ? a.end : base + split_tokens};
+    Partial own[tile_tokens_max];
+    scores<V>(a, s, a.q + size_t{head} * a.dim, heads);
+    for (uint32_t m = 0; m < heads; ++m) own[m] = {softmax<V>(a, s, a.scratch + size_t{m} * score_stride), mixed + size_t{m} * a.dim};
+    mix_of<V>(heads, a, s, a.scratch);
+    for (uint32_t m = 0; m < heads; ++m) {
+      if (!first) {
+        merge<V>(running[m], own[m], a.dim);
+        continue;
+      }
+      running[m].softmax = own[m].softmax;
+      scale<V>(running[m].values, own[m].values, a.dim, 1.0f);
+    }
+  }
+  for (uint32_t m = 0; m < heads; ++m) scale<V>(running[m].values, running[m].values, a.dim, 1.0f / running[m].softmax.sum);
 }
 
 template <class V> void attend(const AttendArgs& a) {
-  float* mixed = a.scratch + size_t{tile_tokens_max} * score_stride;
-  for (uint32_t head = 0; head < a.heads; head += uint32_t(V::tokens_max)) {
-    const uint32_t heads = a.heads - head < uint32_t(V::tokens_max) ? a.heads - head : uint32_t(V::tokens_max);
-    float* out = a.out + size_t{head} * a.dim;
-    Softmax running[tile_tokens_max] = {};
-    for (uint32_t base = a.begin / split_tokens * split_tokens; base < a.end; base += split_tokens) {
-      const bool first = base <= a.begin;
-      const Split s{base, first ? a.begin : base, a.end - base < split_tokens ? a.end : base + split_tokens};
-      scores<V>(a, s, a.q + size_t{head} * a.dim, heads, a.scratch);
-      Softmax own[tile_tokens_max];
-      for (uint32_t m = 0; m < heads; ++m) own[m] = softmax<V>(a, s, a.scratch + size_t{m} * score_stride);
-      mix_of<V>(heads, a, s, a.scratch);
-      for (uint32_t m = 0; m < heads; ++m) {
-        if (first) {
-          running[m] = own[m];
-          scale<V>(out + size_t{m} * a.dim, mixed + size_t{m} * a.dim, a.dim, 1.0f);
-        } else {
-          merge<V>(a, running[m], own[m], out + size_t{m} * a.dim, mixed + size_t{m} * a.dim);
-        }
-      }
-    }
-    for (uint32_t m = 0; m < heads; ++m) scale<V>(out + size_t{m} * a.dim, out + size_t{m} * a.dim, a.dim, 1.0f / running[m].sum);
-  }
+  constexpr uint32_t most = uint32_t(V::tokens_max);
+  for (uint32_t head = 0; head < a.heads; head += most) attend_heads<V>(a, head, a.heads - head < most ? a.heads - head : most);
 }
 
 template <class V> constexpr Kernels kernels_of(const char* isa) {

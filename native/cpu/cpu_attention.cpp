@@ -18,7 +18,8 @@ uint32_t first_key(MaskKind mask, uint32_t span, uint32_t position) {
 }
 
 void rotate(const RopeDesc& desc, const float* turns, float* x) {
-  const uint32_t half = desc.dims / 2, step = desc.layout == RopeLayout::half ? 1 : 2, other = desc.layout == RopeLayout::half ? half : 1;
+  const bool halves = desc.layout == RopeLayout::half;
+  const uint32_t half = desc.dims / 2, step = halves ? 1 : 2, other = halves ? half : 1;
   for (uint32_t j = 0; j < half; ++j) {
     float &a = x[j * step], &b = x[j * step + other];
     const float cosine = turns[2 * j], sine = turns[2 * j + 1];
@@ -41,11 +42,14 @@ double unit_norm_scale(const float* x, uint32_t count, double eps) {
 }  // namespace
 
 Status CpuOps::kv_init(const KvDesc& desc) {
-  // Checked in 128 bits: the product of five counts may pass 2^64.
   const uint64_t groups = (uint64_t{desc.block_tokens} + lanes - 1) / lanes;
-  const auto wide = static_cast<unsigned __int128>(uint64_t{desc.layers} * desc.blocks) * (uint64_t{desc.kv_heads} * (groups * lanes)) * desc.head_dim;
-  if (wide == 0) return Status::invalid("blocks", "the KV cache has no element: layers, blocks, kv heads, block tokens and head_dim are at least 1");
-  if (wide > UINT64_MAX / 16) return Status::out_of_memory("KV cache", UINT64_MAX, 0);
+  uint64_t elements = 1;  // of keys, whose block is padded to whole groups; values take no more
+  for (const uint64_t factor : {uint64_t{desc.layers}, uint64_t{desc.blocks}, uint64_t{desc.kv_heads}, uint64_t{desc.head_dim}, groups * lanes}) {
+    if (factor == 0)
+      return Status::invalid("blocks", "the KV cache has no element: layers, blocks, kv heads, block tokens and head_dim are at least 1");
+    if (elements > UINT64_MAX / 16 / factor) return Status::out_of_memory("KV cache", UINT64_MAX, 0);
+    elements *= factor;
+  }
   kv_.desc = desc;
   kv_.k_head = groups * lanes * desc.head_dim;
   kv_.v_head = size_t{desc.block_tokens} * desc.head_dim;

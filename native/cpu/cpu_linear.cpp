@@ -16,11 +16,35 @@ constexpr uint32_t slice_tokens_min = 32;  // below it unpacking the weights aga
 
 uint64_t work_of(const CpuWeight& weight, uint64_t tokens) { return tokens * weight.rows * weight.cols; }
 
+// The i-th of `cut` nearly equal runs of tokens.
+struct Cut { uint32_t begin, end; };
+Cut cut_of(uint32_t tokens, uint32_t i, uint32_t cut) {
+  return {uint32_t(uint64_t{tokens} * i / cut), uint32_t(uint64_t{tokens} * (i + 1) / cut)};
+}
+
+// Fills `chosen`, best first; returns the gap from its last to the best that was left out.
+float choose(std::span<const float> logits, std::span<uint32_t> chosen) {
+  uint32_t best = none;
+  for (size_t k = 0; k <= chosen.size(); ++k) {
+    const auto taken = chosen.begin() + std::ptrdiff_t(k);
+    best = none;
+    for (uint32_t e = 0; e < logits.size(); ++e)
+      if ((best == none || logits[e] > logits[best]) && std::find(chosen.begin(), taken, e) == taken) best = e;
+    if (k < chosen.size()) chosen[k] = best;
+  }
+  return best == none ? std::numeric_limits<float>::infinity() : logits[chosen.back()] - logits[best];
+}
+
+Status bad_expert(uint32_t id, size_t experts) {
+  return Status::internal("experts", "expert " + std::to_string(id) + " of " + std::to_string(experts));
+}
+
 }  // namespace
 
 void CpuOps::multiply_group(const Product& product, uint32_t group, Slice slice, uint32_t thread) {
-  const PanelGroup& panels = product.weight->groups[group];
-  kernels_.linear({&product.weight->parts[panels.part].layout, &product.weight->panels[panels.first], panels.count, slice.end - slice.begin,
+  const CpuWeight& weight = *product.weight;
+  const PanelGroup& panels = weight.groups[group];
+  kernels_.linear({&weight.parts[panels.part].layout, &weight.panels[panels.first], panels.count, slice.end - slice.begin,
                    product.x + slice.begin * product.x_stride, product.x_stride, product.out + slice.begin * product.out_stride,
                    product.out_stride, thread_scratch(thread)});
 }
@@ -35,8 +59,8 @@ Status CpuOps::multiply(const Product& product) {
   if (product.weight->padded) return multiply_padded(product);
   const uint32_t groups = uint32_t(product.weight->groups.size()), cut = slices(groups, product.tokens);
   pool_.run(groups * cut, work_of(*product.weight, product.tokens), [&](uint32_t task, uint32_t thread) {
-    const uint32_t i = task / groups;
-    multiply_group(product, task % groups, {uint32_t(uint64_t{product.tokens} * i / cut), uint32_t(uint64_t{product.tokens} * (i + 1) / cut)}, thread);
+    const Cut tokens = cut_of(product.tokens, task / groups, cut);
+    multiply_group(product, task % groups, {tokens.begin, tokens.end}, thread);
   });
   return Status::ok();
 }
@@ -66,7 +90,8 @@ Status CpuOps::multiply_padded(const Product& product) {
 }
 
 Status CpuOps::linear(const Weight& weight, uint32_t tokens, Rows in, Rows out) {
-  return multiply({static_cast<const CpuWeight*>(&weight), tokens, static_cast<const float*>(in), static_cast<float*>(out), weight.cols, weight.rows});
+  const float* x = static_cast<const float*>(in);
+  return multiply({static_cast<const CpuWeight*>(&weight), tokens, x, static_cast<float*>(out), weight.cols, weight.rows});
 }
 
 Status CpuOps::head(const Weight& head, std::span<const uint32_t> tokens, Rows in, std::span<float> logits) {
@@ -112,18 +137,21 @@ Status CpuOps::gate_up(const Product& product) {
   }
   const uint32_t groups = uint32_t(weight.groups.size() / 2), cut = slices(groups, product.tokens);
   pool_.run(groups * cut, work_of(weight, product.tokens), [&](uint32_t task, uint32_t thread) {
-    const uint32_t i = task / groups;
-    gate_group(product, task % groups, {uint32_t(uint64_t{product.tokens} * i / cut), uint32_t(uint64_t{product.tokens} * (i + 1) / cut)}, thread);
+    const Cut tokens = cut_of(product.tokens, task / groups, cut);
+    gate_group(product, task % groups, {tokens.begin, tokens.end}, thread);
   });
   return Status::ok();
 }
 
 Status CpuOps::dense_ffn(const Weight& gate_up_weight, const Weight& down, uint32_t tokens, Rows in, Rows out) {
   const size_t both = gate_up_weight.rows;
-  if (both != 2 * size_t{down.cols}) return Status::internal("dense_ffn", "gate and up have " + std::to_string(both) + " rows for " + std::to_string(down.cols) + " down columns");
+  if (both != 2 * size_t{down.cols})
+    return Status::internal("dense_ffn", std::to_string(both) + " gate and up rows for " + std::to_string(down.cols) + " down columns");
   MUSTER_TRY(gated_.reserve("ffn rows", tokens * both * sizeof(float)));
-  MUSTER_TRY(gate_up({static_cast<const CpuWeight*>(&gate_up_weight), tokens, static_cast<const float*>(in), gated_.floats(), gate_up_weight.cols, both}));
-  return multiply({static_cast<const CpuWeight*>(&down), tokens, gated_.floats(), static_cast<float*>(out), both, down.rows});
+  float* gated = gated_.floats();
+  const float* x = static_cast<const float*>(in);
+  MUSTER_TRY(gate_up({static_cast<const CpuWeight*>(&gate_up_weight), tokens, x, gated, gate_up_weight.cols, both}));
+  return multiply({static_cast<const CpuWeight*>(&down), tokens, gated, static_cast<float*>(out), both, down.rows});
 }
 
 // Sorts slots by expert: runs_, slot_row_, and the (scaled) inputs side by side.
@@ -131,7 +159,7 @@ Status CpuOps::gather(const ExpertsDesc& desc, uint32_t tokens, const float* in)
   const size_t slots = size_t{tokens} * desc.top_k, experts = desc.gate_up.size();
   expert_rows_.assign(experts, 0);
   for (size_t slot = 0; slot < slots; ++slot) {
-    if (desc.expert[slot] >= experts) return Status::internal("experts", "expert " + std::to_string(desc.expert[slot]) + " of " + std::to_string(experts));
+    if (desc.expert[slot] >= experts) return bad_expert(desc.expert[slot], experts);
     if (desc.gate_up[desc.expert[slot]]) ++expert_rows_[desc.expert[slot]];
   }
   runs_.clear();
@@ -224,23 +252,17 @@ Status CpuOps::experts(const ExpertsDesc& desc, uint32_t tokens, Rows in, Rows o
 // Top-k of the logits, best first, ties to the lower id; the weights are sigmoids of the chosen logits.
 Status CpuOps::route(const Weight& router, RouterScore score, uint32_t top_k, uint32_t tokens, Rows in, const RouteResult& out) {
   if (score != RouterScore::sigmoid_input)
-    return Status::unsupported("router score", "only sigmoid on the expert input is implemented, not number " + std::to_string(static_cast<int>(score)));
+    return Status::unsupported("router score", "only sigmoid on the expert input is implemented, not number " + std::to_string(int(score)));
   const size_t experts = router.rows;
-  if (top_k == 0 || top_k > experts) return Status::internal("route", "chooses " + std::to_string(top_k) + " of " + std::to_string(experts) + " experts");
+  if (top_k == 0 || top_k > experts)
+    return Status::internal("route", "chooses " + std::to_string(top_k) + " of " + std::to_string(experts) + " experts");
   MUSTER_TRY(logits_.reserve("router logits", tokens * experts * sizeof(float)));
   MUSTER_TRY(linear(router, tokens, in, logits_.data()));
   for (size_t t = 0; t < tokens; ++t) {
-    const float* logit = logits_.floats() + t * experts;
+    const std::span<const float> logits(logits_.floats() + t * experts, experts);
     const std::span<uint32_t> chosen = out.expert.subspan(t * top_k, top_k);
-    uint32_t best = none;
-    for (uint32_t k = 0; k <= top_k; ++k) {  // the last round finds the best that was left out
-      best = none;
-      for (uint32_t e = 0; e < experts; ++e)
-        if (std::find(chosen.begin(), chosen.begin() + k, e) == chosen.begin() + k && (best == none || logit[e] > logit[best])) best = e;
-      if (k < top_k) chosen[k] = best;
-    }
-    out.gap[t] = best == none ? std::numeric_limits<float>::infinity() : logit[chosen[top_k - 1]] - logit[best];
-    for (uint32_t k = 0; k < top_k; ++k) out.weight[t * top_k + k] = -logit[chosen[k]];
+    out.gap[t] = choose(logits, chosen);
+    for (uint32_t k = 0; k < top_k; ++k) out.weight[t * top_k + k] = -logits[chosen[k]];
   }
   const std::span<float> weights = out.weight.first(size_t{tokens} * top_k);
   kernels_.exp(weights.data(), weights.size());

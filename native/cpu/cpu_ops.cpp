@@ -131,7 +131,8 @@ Status CpuOps::commit(Rows rows, uint64_t count, std::span<const float> from) {
 
 Status make_cpu_ops(const DeviceOptions& options, std::unique_ptr<OpTable>* out) {
   const std::vector<const cpu::Kernels*> have = cpu::kernels_of_this_cpu();
-  const auto chosen = options.isa.empty() ? have.begin() : std::find_if(have.begin(), have.end(), [&](const cpu::Kernels* k) { return options.isa == k->isa; });
+  const auto is_asked = [&](const cpu::Kernels* k) { return options.isa.empty() || options.isa == k->isa; };
+  const auto chosen = std::find_if(have.begin(), have.end(), is_asked);  // best first
   if (chosen == have.end()) {
     std::string names;
     for (const cpu::Kernels* k : have) names += (names.empty() ? "" : ", ") + std::string(k->isa);

@@ -60,7 +60,9 @@ Limits read_limits() {
       lower(limits.cpus, cpus_of_quota(read_file(folder + "/cpu.cfs_quota_us"), read_file(folder + "/cpu.cfs_period_us")));
     });
   if (const auto path = group_path(groups, "memory"))
-    each_level("/sys/fs/cgroup/memory", *path, [&](const std::string& folder) { lower(limits.bytes, bytes_of_limit(read_file(folder + "/memory.limit_in_bytes"))); });
+    each_level("/sys/fs/cgroup/memory", *path, [&](const std::string& folder) {
+      lower(limits.bytes, bytes_of_limit(read_file(folder + "/memory.limit_in_bytes")));
+    });
   return limits;
 }
 

@@ -11,6 +11,10 @@ namespace {
 #define MUSTER_UNROLL _Pragma("GCC unroll 8")
 #define MUSTER_LAMBDA_INLINE __attribute__((always_inline))
 
+// Weights are read once, in several streams at a time, more than hardware prefetchers follow: fetched 2 KiB ahead, weights from
+// DRAM came 1.1 to 1.4 times as fast for one token and 1.3 to 1.5 times for four (Zen 5; 1 and 2 KiB alike, 512 bytes too near).
+MUSTER_INLINE void fetch_ahead(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + 2048); }
+
 template <class V> struct GroupScale { typename V::F scale, shift; };  // value = code * scale + shift
 
 template <class V> MUSTER_INLINE GroupScale<V> group_scale(const PanelLayout& layout, const uint8_t* panel, uint32_t group) {
@@ -31,62 +35,79 @@ template <class V> MUSTER_INLINE GroupScale<V> group_scale(const PanelLayout& la
   return {scale, V::sub(V::mul(V::set1(-static_cast<float>(layout.zero)), scale), minimum)};
 }
 
-// Calls each(k, w[NP]) for every column k of [first, first + count), counted from `first`.
+struct Columns { const PanelLayout& layout; uint32_t first, count; };
+
 template <class V, PanelKind kind, int NP, class Each>
-MUSTER_INLINE void each_column(const PanelLayout& layout, const uint8_t* const (&panel)[NP], uint32_t first, uint32_t count, Each&& each) {
-  using F = typename V::F;
-  F w[NP];
-  if constexpr (kind == PanelKind::f32) {
-    for (uint32_t k = 0; k < count; ++k) {
-      MUSTER_UNROLL for (int p = 0; p < NP; ++p) w[p] = V::load(reinterpret_cast<const float*>(panel[p]) + size_t{first + k} * lanes);
-      each(k, w);
-    }
-  } else if constexpr (kind == PanelKind::f16) {
-    for (uint32_t k = 0; k < count; ++k) {
-      MUSTER_UNROLL for (int p = 0; p < NP; ++p) w[p] = V::load_f16(reinterpret_cast<const uint16_t*>(panel[p]) + size_t{first + k} * lanes);
-      each(k, w);
-    }
-  } else if constexpr (kind == PanelKind::bf16) {
+MUSTER_INLINE void each_float_column(const Columns& c, const uint8_t* const (&panel)[NP], Each&& each) {
+  typename V::F w[NP];
+  if constexpr (kind == PanelKind::bf16) {
     typename V::I pair[NP];
-    for (uint32_t k = 0; k < count; k += 2) {
+    for (uint32_t k = 0; k < c.count; k += 2) {
       MUSTER_UNROLL for (int p = 0; p < NP; ++p) {
-        pair[p] = V::load_u32(reinterpret_cast<const uint32_t*>(panel[p]) + size_t{(first + k) / 2} * lanes);
+        const auto* at = reinterpret_cast<const uint32_t*>(panel[p]) + size_t{(c.first + k) / 2} * lanes;
+        fetch_ahead(at);
+        pair[p] = V::load_u32(at);
         w[p] = V::bf16_low(pair[p]);
       }
       each(k, w);
-      if (k + 1 == count) break;
+      if (k + 1 == c.count) break;
       MUSTER_UNROLL for (int p = 0; p < NP; ++p) w[p] = V::bf16_high(pair[p]);
       each(k + 1, w);
     }
   } else {
-    GroupScale<V> s[NP];
-    uint32_t group = first / layout.group;
-    for (uint32_t k = 0; k < count; k += layout.group, ++group) {
-      MUSTER_UNROLL for (int p = 0; p < NP; ++p) s[p] = group_scale<V>(layout, panel[p], group);
-      if constexpr (kind == PanelKind::code4) {
-        typename V::I eight[NP];
-        for (uint32_t i = 0; i < layout.group; i += 8) {
-          MUSTER_UNROLL for (int p = 0; p < NP; ++p)
-            eight[p] = V::load_u32(reinterpret_cast<const uint32_t*>(panel[p] + layout.codes_at) + size_t{(first + k + i) / 8} * lanes);
-          MUSTER_UNROLL for (uint32_t j = 0; j < 8; ++j) {
-            MUSTER_UNROLL for (int p = 0; p < NP; ++p) {
-              w[p] = V::fma(V::nibble(eight[p]), s[p].scale, s[p].shift);
-              eight[p] = V::next_nibble(eight[p]);
-            }
-            each(k + i + j, w);
+    for (uint32_t k = 0; k < c.count; ++k) {
+      MUSTER_UNROLL for (int p = 0; p < NP; ++p) {
+        const size_t at = size_t{c.first + k} * lanes;
+        if constexpr (kind == PanelKind::f32) {
+          w[p] = V::load(reinterpret_cast<const float*>(panel[p]) + at);
+        } else {
+          fetch_ahead(reinterpret_cast<const uint16_t*>(panel[p]) + at);
+          w[p] = V::load_f16(reinterpret_cast<const uint16_t*>(panel[p]) + at);
+        }
+      }
+      each(k, w);
+    }
+  }
+}
+
+template <class V, PanelKind kind, int NP, class Each>
+MUSTER_INLINE void each_code_column(const Columns& c, const uint8_t* const (&panel)[NP], Each&& each) {
+  // A cache line of codes holds eight columns of code4, four of code8.
+  constexpr uint32_t step = kind == PanelKind::code4 ? 8 : 4;
+  const uint32_t in_group = c.layout.group;
+  typename V::F w[NP];
+  GroupScale<V> s[NP];
+  uint32_t group = c.first / in_group;
+  for (uint32_t k = 0; k < c.count; k += in_group, ++group) {
+    MUSTER_UNROLL for (int p = 0; p < NP; ++p) s[p] = group_scale<V>(c.layout, panel[p], group);
+    for (uint32_t i = 0; i < in_group; i += step) {
+      const uint8_t* line[NP];
+      [[maybe_unused]] typename V::I eight[NP];
+      MUSTER_UNROLL for (int p = 0; p < NP; ++p) {
+        line[p] = panel[p] + c.layout.codes_at + size_t{(c.first + k + i) / step} * (lanes * sizeof(uint32_t));
+        fetch_ahead(line[p]);
+        if constexpr (kind == PanelKind::code4) eight[p] = V::load_u32(reinterpret_cast<const uint32_t*>(line[p]));
+      }
+      MUSTER_UNROLL for (uint32_t j = 0; j < step; ++j) {
+        MUSTER_UNROLL for (int p = 0; p < NP; ++p) {
+          if constexpr (kind == PanelKind::code4) {
+            w[p] = V::fma(V::nibble(eight[p]), s[p].scale, s[p].shift);
+            eight[p] = V::next_nibble(eight[p]);
+          } else {
+            w[p] = V::fma(V::load_i8(reinterpret_cast<const int8_t*>(line[p]) + size_t{j} * lanes), s[p].scale, s[p].shift);
           }
         }
-      } else {
-        for (uint32_t i = 0; i < layout.group; ++i) {
-          MUSTER_UNROLL for (int p = 0; p < NP; ++p) {
-            const auto* codes = reinterpret_cast<const int8_t*>(panel[p] + layout.codes_at);
-            w[p] = V::fma(V::load_i8(codes + size_t{first + k + i} * lanes), s[p].scale, s[p].shift);
-          }
-          each(k + i, w);
-        }
+        each(k + i + j, w);
       }
     }
   }
+}
+
+// Calls each(k, w[NP]) for every column k of [first, first + count), counted from `first`.
+template <class V, PanelKind kind, int NP, class Each>
+MUSTER_INLINE void each_column(const Columns& columns, const uint8_t* const (&panel)[NP], Each&& each) {
+  if constexpr (kind == PanelKind::code4 || kind == PanelKind::code8) each_code_column<V, kind, NP>(columns, panel, each);
+  else each_float_column<V, kind, NP>(columns, panel, each);
 }
 
 // One tile: MT tokens by V::panels(MT) panels over one chunk of k. Panels past `count` repeat the last one and are dropped.
@@ -113,7 +134,7 @@ template <class V, PanelKind kind, int MT> void tile(const Tile& t) {
   }
   const float* x = t.x;
   const size_t stride = t.x_stride;
-  each_column<V, kind, NP>(*t.layout, panel, t.first, t.length, [&](uint32_t k, const F(&w)[NP]) MUSTER_LAMBDA_INLINE {
+  each_column<V, kind, NP>({*t.layout, t.first, t.length}, panel, [&](uint32_t k, const F(&w)[NP]) MUSTER_LAMBDA_INLINE {
     MUSTER_UNROLL for (int m = 0; m < MT; ++m) {
       const F b = V::set1(x[size_t(m) * stride + k]);
       MUSTER_UNROLL for (int p = 0; p < NP; ++p) sum[m][p] = V::fma(b, w[p], sum[m][p]);
@@ -145,7 +166,7 @@ template <class V, PanelKind kind> void tile_of(uint32_t tokens, const Tile& t) 
 
 template <class V, PanelKind kind> void unpack_kind(const UnpackArgs& a) {
   const uint8_t* panel[1] = {a.panel};
-  each_column<V, kind, 1>(*a.layout, panel, a.k, a.count,
+  each_column<V, kind, 1>({*a.layout, a.k, a.count}, panel,
                           [&](uint32_t k, const typename V::F(&w)[1]) MUSTER_LAMBDA_INLINE { V::store(a.out + size_t{k} * lanes, w[0]); });
 }
 

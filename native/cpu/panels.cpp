@@ -62,15 +62,17 @@ void put_floats(const StoredMatrix& stored, uint32_t row, uint32_t lane, uint8_t
   }
 }
 
-struct GroupPlace { uint32_t source, target, super; };  // group of the block, group and superblock of the panel
+struct GroupPlace { uint32_t source, target, super, lane; };  // group of the block; group, superblock and lane of the panel
 
-void put_group(const BlockCodes& block, const PanelLayout& layout, const GroupPlace& place, uint8_t* lane_at[3], uint32_t lane) {
-  const uint32_t width = layout.has_minimum ? 2 : 1;
-  auto* d = reinterpret_cast<uint16_t*>(lane_at[layout.two_level ? 0 : 1]) + size_t{layout.two_level ? place.super : place.target} * width * lanes + lane;
+// planes: supers, scales, codes
+void put_group(const BlockCodes& block, const PanelLayout& layout, const GroupPlace& place, uint8_t* const (&planes)[3]) {
+  const uint32_t width = layout.has_minimum ? 2 : 1, lane = place.lane;
+  auto* d = reinterpret_cast<uint16_t*>(planes[layout.two_level ? 0 : 1]) + lane;
+  d += size_t{layout.two_level ? place.super : place.target} * width * lanes;
   d[0] = block.d;
   if (layout.has_minimum) d[lanes] = block.dmin;
   if (layout.two_level) {
-    uint8_t* scale = lane_at[1] + size_t{place.target} * width * lanes + lane;
+    uint8_t* scale = planes[1] + size_t{place.target} * width * lanes + lane;
     scale[0] = uint8_t(block.scale[place.source]);
     if (layout.has_minimum) scale[lanes] = block.minimum[place.source];
   }
@@ -78,9 +80,9 @@ void put_group(const BlockCodes& block, const PanelLayout& layout, const GroupPl
   for (uint32_t i = 0; i < layout.group; ++i) {
     const size_t k = size_t{place.target} * layout.group + i;
     if (layout.kind == PanelKind::code8) {
-      lane_at[2][k * lanes + lane] = uint8_t(code[i]);
+      planes[2][k * lanes + lane] = uint8_t(code[i]);
     } else {
-      uint32_t* eight = reinterpret_cast<uint32_t*>(lane_at[2]) + k / 8 * lanes + lane;
+      uint32_t* eight = reinterpret_cast<uint32_t*>(planes[2]) + k / 8 * lanes + lane;
       *eight |= uint32_t(code[i] + layout.zero) << 4 * (k % 8);
     }
   }
@@ -99,7 +101,7 @@ void put_codes(const CodeSource& source, const Part& part, uint32_t lane, uint8_
     for (uint32_t g = 0; g < source.shape->elements / layout.group; ++g) {
       const uint32_t element = b * source.shape->elements + g * layout.group;
       if (element < first || element >= end) continue;
-      put_group(codes, layout, {g, (element - first) / layout.group, b - first / source.shape->elements}, planes, lane);
+      put_group(codes, layout, {g, (element - first) / layout.group, b - first / source.shape->elements, lane}, planes);
     }
   }
 }

@@ -84,7 +84,7 @@ struct KvDesc { uint32_t layers = 0, kv_heads = 0, head_dim = 0, blocks = 0, blo
 class OpTable {
  public:
   virtual ~OpTable() = default;
-  virtual std::string numerics() const = 0;  // "cpu-avx512-exact-1": part of the numerics id
+  virtual std::string numerics() const = 0;  // "cpu-exact-1": part of the numerics id
 
   virtual Status alloc_rows(uint32_t rows, uint32_t cols, Rows* out) = 0;  // freed with the table
   virtual Status pack(std::span<const StoredMatrix> parts, std::unique_ptr<Weight>* out) = 0;  // stacked in order

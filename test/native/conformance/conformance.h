@@ -67,12 +67,14 @@ struct Stored {
       std::memcpy(at, &value, 4);
       return;
     }
-    if (type == StoredType::f16 || type == StoredType::bf16) return put(at, type == StoredType::f16 ? f32_to_f16(random.unit()) : f32_to_bf16(random.unit()));
+    if (type == StoredType::f16) return put(at, f32_to_f16(random.unit()));
+    if (type == StoredType::bf16) return put(at, f32_to_bf16(random.unit()));
     for (uint32_t i = 0; i < size; ++i) at[i] = uint8_t(random.next());
     const bool k_quant = type == StoredType::q4_k || type == StoredType::q5_k || type == StoredType::q6_k;
     const float scale = k_quant ? 1.0f / 2048 : type == StoredType::q8_0 ? 1.0f / 128 : 1.0f / 8;
     put(type == StoredType::q6_k ? at + 208 : at, f32_to_f16(random.unit() * scale));
-    if (type == StoredType::q4_1 || type == StoredType::q4_k || type == StoredType::q5_k) put(at + 2, f32_to_f16(random.unit() * scale * 4));
+    const bool has_minimum = type == StoredType::q4_1 || type == StoredType::q4_k || type == StoredType::q5_k;
+    if (has_minimum) put(at + 2, f32_to_f16(random.unit() * scale * 4));
   }
 };
 
@@ -90,8 +92,10 @@ struct Machine {
     CHECK_OK(ops->view(rows, count, &view));
     return {view.begin(), view.end()};
   }
-  Rows rows(const Floats& values) const {
+  // Followed by NaN: what is read past the end shows in the result.
+  Rows rows(Floats values) const {
     Rows out = nullptr;
+    values.resize(values.size() + 64, NAN);
     CHECK_OK(ops->alloc_rows(1, uint32_t(values.size()), &out));
     CHECK_OK(ops->commit(out, values.size(), values));
     return out;

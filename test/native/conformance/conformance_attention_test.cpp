@@ -52,9 +52,10 @@ struct Run {
     const std::vector<uint32_t> even = table(0), odd = table(1);
     const std::span<const uint32_t> tables[] = {even, odd};
     const Batch batch{uint32_t(tokens.size()), nullptr, positions.data(), sequence.data(), tables};
-    RopeDesc rope{shape.heads, shape.kv_heads, shape.head_dim, shape.layout, shape.dims, frequencies, shape.unit_norm, 1e-5, shape.temperature, 4, layer};
-    AttentionDesc desc{shape.heads, shape.kv_heads, shape.head_dim, shape.first_head, shape.first_kv, shape.heads_per_kv,
-                       1 / std::sqrt(double(shape.head_dim)), shape.mask, shape.span, layer};
+    const RopeDesc rope{shape.heads, shape.kv_heads, shape.head_dim, shape.layout, shape.dims, frequencies, shape.unit_norm, 1e-5,
+                        shape.temperature, 4, layer};
+    const AttentionDesc desc{shape.heads, shape.kv_heads, shape.head_dim, shape.first_head, shape.first_kv, shape.heads_per_kv,
+                             1 / std::sqrt(double(shape.head_dim)), shape.mask, shape.span, layer};
     const Rows rows = machine.rows(qkv), out = machine.output(tokens.size() * shape.heads * shape.head_dim);
     CHECK_OK(machine.ops->rope_kv(rope, batch, rows));
     CHECK_OK(machine.ops->attention(desc, batch, rows, out));
@@ -104,7 +105,8 @@ void check_shape(const Shape& shape) {
       check_same(run.sequence(1, std::vector<uint32_t>(37, 1)), shorter, what + ", one by one");
       const Floats alone = run.step({{1, 37}});
       const size_t row = shape.heads * shape.head_dim;
-      check_same({alone.begin(), alone.begin() + std::ptrdiff_t(row)}, {last.begin() + std::ptrdiff_t(row), last.begin() + std::ptrdiff_t(2 * row)}, what + ", alone");
+      check_same({alone.begin(), alone.begin() + std::ptrdiff_t(row)},
+                 {last.begin() + std::ptrdiff_t(row), last.begin() + std::ptrdiff_t(2 * row)}, what + ", alone");
     }
   }
 }
@@ -118,7 +120,13 @@ TEST("attention: grouped heads, interleaved rotation of a part, unit norm, tempe
 TEST("attention: eleven heads of one kv head") { check_shape({11, 1, 32, 0, 0, 11, MaskKind::full, 0, RopeLayout::half, 32}); }
 TEST("attention: a rank's heads begin and end inside groups") { check_shape({5, 3, 16, 7, 1, 4, MaskKind::full, 0, RopeLayout::none, 0}); }
 TEST("attention: a width that is no multiple of 16") { check_shape({2, 1, 20, 0, 0, 2, MaskKind::full, 0, RopeLayout::half, 20}); }
-TEST("attention: sliding windows across split and block borders") { check_shape({2, 1, 16, 0, 0, 2, MaskKind::sliding, 67, RopeLayout::half, 16}); }
+TEST("attention: sliding windows across split and block borders") {
+  check_shape({2, 1, 16, 0, 0, 2, MaskKind::sliding, 67, RopeLayout::half, 16});
+}
+TEST("attention: windows of two splits and of three") {
+  check_shape({2, 1, 16, 0, 0, 2, MaskKind::sliding, 131, RopeLayout::half, 16});
+  check_shape({1, 1, 16, 0, 0, 1, MaskKind::chunked, 199, RopeLayout::half, 16});
+}
 TEST("attention: a window of one key") { check_shape({2, 1, 16, 0, 0, 2, MaskKind::sliding, 1, RopeLayout::half, 16}); }
 TEST("attention: chunks that are no multiple of anything") { check_shape({2, 1, 16, 0, 0, 2, MaskKind::chunked, 41, RopeLayout::interleaved, 16, true}); }
 

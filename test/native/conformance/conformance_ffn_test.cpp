@@ -30,7 +30,8 @@ void check_ffn(const Gated& weights, uint32_t tokens) {
   const Floats x = Random{71}.floats(size_t{tokens} * hidden);
   const auto run = [&](const Machine& machine, const Floats& in) {
     const Rows out = machine.output(in.size());
-    CHECK_OK(machine.ops->dense_ffn(*pack(machine, weights.gate_up), *pack(machine, weights.down), uint32_t(in.size() / hidden), machine.rows(in), out));
+    const auto gate_up = pack(machine, weights.gate_up), down = pack(machine, weights.down);
+    CHECK_OK(machine.ops->dense_ffn(*gate_up, *down, uint32_t(in.size() / hidden), machine.rows(in), out));
     return machine.take(out, in.size());
   };
   const Floats want = run(reference(), x);
@@ -91,7 +92,8 @@ void check_moe(const Moe& moe, const std::string& what) {
     if (first.empty()) first = got;
     check_same(got, first, machine.name + ", " + what);
     for (const uint32_t t : {0u, tokens - 1})
-      check_same(run_experts(machine, moe, x, t, 1), {got.begin() + std::ptrdiff_t(t) * moe.hidden, got.begin() + std::ptrdiff_t(t + 1) * moe.hidden},
+      check_same(run_experts(machine, moe, x, t, 1),
+                 {got.begin() + std::ptrdiff_t(t) * moe.hidden, got.begin() + std::ptrdiff_t(t + 1) * moe.hidden},
                  machine.name + ", one token, " + what);
   }
 }
@@ -129,8 +131,12 @@ TEST("dense_ffn: gate and up in one stored matrix, widths beside multiples of 16
 TEST("dense_ffn: wide enough for the pool") { check_ffn(gated(StoredType::bf16, 256, {0, 512}, 11), 70); }
 
 TEST("experts: scaled input, one expert for a token") { check_moe(moe_of(StoredType::q4_k, 1, RouterScore::sigmoid_input, {32, 96}), "Q4_K"); }
-TEST("experts: scaled output, two experts for a token, summed in slot order") { check_moe(moe_of(StoredType::f32, 2, RouterScore::sigmoid, {0, 48}), "F32"); }
-TEST("experts: scaled input, two experts, widths that the list cannot take") { check_moe(moe_of(StoredType::q8_0, 2, RouterScore::sigmoid_input, {40, 63}), "Q8_0"); }
+TEST("experts: scaled output, two experts for a token, summed in slot order") {
+  check_moe(moe_of(StoredType::f32, 2, RouterScore::sigmoid, {0, 48}), "F32");
+}
+TEST("experts: scaled input, two experts, widths that the list cannot take") {
+  check_moe(moe_of(StoredType::q8_0, 2, RouterScore::sigmoid_input, {40, 63}), "Q8_0");
+}
 TEST("experts: many tokens on one expert, none on others") {
   Moe moe = moe_of(StoredType::q6_k, 1, RouterScore::sigmoid_input, {0, 512});
   std::fill(moe.chosen.begin(), moe.chosen.end(), 4u);

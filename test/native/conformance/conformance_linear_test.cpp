@@ -45,7 +45,8 @@ void check_weight(const std::vector<const Stored*>& parts, uint64_t seed) {
     const Floats whole = machine.linear(*weight, x);
     for (size_t i = 0; i < whole.size(); ++i)
       if (!(std::fabs(double{whole[i]} - want[i]) <= relative * magnitude[i] + 1e-30))
-        return check::fail(__FILE__, __LINE__, machine.name + ", " + what + ": element " + std::to_string(i) + " is " + std::to_string(whole[i]) + ", not " + std::to_string(want[i]));
+        return check::fail(__FILE__, __LINE__, machine.name + ", " + what + ": element " + std::to_string(i) + " is " + std::to_string(whole[i]) +
+                                                   ", not " + std::to_string(want[i]));
     if (first.empty()) first = whole;
     check_same(whole, first, machine.name + ", " + what + " against the first variant");
     for (const uint32_t batch : batches) {
@@ -87,7 +88,8 @@ TEST("linear: Q6_K weights") { check_type(StoredType::q6_k); }
 
 TEST("linear: stacked parts of several types, none of them a multiple of 16 rows") {
   const Range columns{32, 320};
-  const Stored q(StoredType::q4_k, 40, columns, 5), k(StoredType::q6_k, 9, columns, 6), v(StoredType::bf16, 7, columns, 7), w(StoredType::q8_0, 16, columns, 8);
+  const Stored q(StoredType::q4_k, 40, columns, 5), k(StoredType::q6_k, 9, columns, 6);
+  const Stored v(StoredType::bf16, 7, columns, 7), w(StoredType::q8_0, 16, columns, 8);
   check_weight({&q, &k, &v, &w}, 9);
   const Range cut{16, 40};  // Q6_K's group begins here, the others' is cut
   const Stored a(StoredType::q4_k, 20, cut, 15), b(StoredType::q6_k, 9, cut, 16), c(StoredType::f32, 7, cut, 17);
@@ -151,7 +153,8 @@ TEST("head: rows of any tokens, in the order asked") {
       const Floats all = machine.linear(*weight, x);
       for (size_t i = 0; i < tokens.size(); ++i)
         check_same({got.begin() + std::ptrdiff_t(i) * 97, got.begin() + std::ptrdiff_t(i + 1) * 97},
-                   {all.begin() + std::ptrdiff_t(tokens[i]) * 97, all.begin() + std::ptrdiff_t(tokens[i] + 1) * 97}, machine.name + ", head against linear");
+                   {all.begin() + std::ptrdiff_t(tokens[i]) * 97, all.begin() + std::ptrdiff_t(tokens[i] + 1) * 97},
+                   machine.name + ", head against linear");
     }
     Floats narrow(tokens.size() * 97 + 1);
     CHECK(!cpu("scalar").ops->head(*cpu("scalar").pack({&stored}), tokens, nullptr, narrow).is_ok());

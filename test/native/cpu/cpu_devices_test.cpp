@@ -13,7 +13,8 @@ TEST("cpu.max: whole CPUs, rounded up, at least one; no quota is no limit") {
   CHECK(cpus_of_cpu_max("150000 100000\n") == 2u);
   CHECK(cpus_of_cpu_max("5000 100000\n") == 1u);
   CHECK(cpus_of_cpu_max("9223372036854775807 1\n") == 2147483647u);
-  for (const char* bad : {"", "max", "100000", "x y", "100000 0", "-1 100000", "99999999999999999999 100000"}) CHECK(cpus_of_cpu_max(bad) == std::nullopt);
+  for (const char* bad : {"", "max", "100000", "x y", "100000 0", "-1 100000", "99999999999999999999 100000"})
+    CHECK(cpus_of_cpu_max(bad) == std::nullopt);
 }
 
 TEST("cgroup v1 quota: -1 is none") {
@@ -51,7 +52,8 @@ TEST("devices: this machine has a variant, a CPU and memory") {
   CHECK_EQ(info.isas.back(), std::string("scalar"));
   CHECK(info.cpus >= 1 && info.cpus <= std::max(1u, std::thread::hardware_concurrency()));
   CHECK(info.memory_bytes > uint64_t{1} << 26);
-  std::printf("  %s: %u cpus, %llu MiB, best variant %s\n", info.cpu.c_str(), info.cpus, static_cast<unsigned long long>(info.memory_bytes >> 20), info.isas[0].c_str());
+  const auto mebibytes = static_cast<unsigned long long>(info.memory_bytes >> 20);
+  std::printf("  %s: %u cpus, %llu MiB, best variant %s\n", info.cpu.c_str(), info.cpus, mebibytes, info.isas[0].c_str());
 }
 
 MUSTER_TEST_MAIN
