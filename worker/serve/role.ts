@@ -164,7 +164,7 @@ function openDraft({ request, plan, model, engineOptions, onLost }: Opened, engi
     kvBlockTokens: plan.kvBlockTokens,
     tokensMax: engineOptions.tokensMax,
     rowsMax: engineOptions.rowsMax,
-    sessionsMax: Math.min(wish.sessionsMax || engineOptions.slotsMax, engineOptions.slotsMax),
+    sessionsMax: Math.min(wish.sessionsMax || engineOptions.slotsMax, engineOptions.slotsMax - 1), // slot 0 is padding
   });
   draft.finished.catch((error: unknown) => {
     const fault = faultOf(error);

@@ -11,8 +11,8 @@ export interface Bus {
   close(): Promise<void>;
 }
 
-/** Bytes waiting to be written before new frames are dropped: the server is slow or away. */
-const PENDING_BYTES_MAX = 4 * 1024 * 1024;
+/** Of one message, where the server has not said: its own default. */
+const PAYLOAD_BYTES_MAX = 1024 * 1024;
 /** Messages of one subscription not yet handled; older ones than these are of no use. */
 const PENDING_MESSAGES_MAX = 1024;
 const RECONNECT_WAIT_MS = 200;
@@ -70,7 +70,9 @@ export function natsBus(options: { url: string; token: string; name: string }): 
       return isUp;
     },
     publish(subject, data) {
-      if (!isUp || !connection || connection.isClosed() || data.length > PENDING_BYTES_MAX) return;
+      if (!isUp || !connection || connection.isClosed()) return;
+      // The client throws above what the server takes.
+      if (data.length > (connection.info?.max_payload ?? PAYLOAD_BYTES_MAX)) return;
       connection.publish(subject, data);
     },
     subscribe(subject, handle) {

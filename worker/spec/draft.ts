@@ -7,6 +7,7 @@
 //   D3  sessions, frames and waits are bounded; a session without a word for LEASE_MS is dropped.
 //   D4  guesses use temperature, penalties and bias of the request, but no top-k, top-p or min-p: filters would hide tokens
 //       that the target may still choose.
+//   D5  no frame, whoever wrote it, leads to a step that the engine refuses (draft-open.ts), or to a round without a step.
 import { randomBytes } from "node:crypto";
 import {
   type DraftCommit,
@@ -21,7 +22,8 @@ import type { Row, SlotUpdate } from "../../proto/gen/muster/v1/worker.ts";
 import type { Engine } from "../engine/engine.ts";
 import { BlockPool } from "../kv/block-pool.ts";
 import type { Bus } from "./bus.ts";
-import { equal, extendAll, type PrefixHash, rootHash } from "./prefix-hash.ts";
+import { judgeOpen } from "./draft-open.ts";
+import { equal, extendAll, type PrefixHash } from "./prefix-hash.ts";
 
 const HELLO_MS = 250;
 const LEASE_MS = 10_000;
@@ -41,6 +43,7 @@ export type DraftOptions = {
   /** Tokens of one engine step. */
   tokensMax: number;
   rowsMax: number;
+  /** Slots 1 to this one are used: at most one less than the engine's, whose slot 0 is padding. */
   sessionsMax: number;
 };
 
@@ -178,35 +181,38 @@ class Draft implements DraftWorker {
     const key = `${target}/${open.session}`;
     const refuse = (reason: Nack_Reason) => nacks.push({ session: open.session, generation: open.generation, reason });
     const known = this.#sessions.get(key);
-    if (known && known.generation > open.generation) return;
+    // A repeated OPEN of this generation is older than the commits that followed it.
+    if (known && known.generation >= open.generation) return;
+    const draftTokens = draftTokensOf(open.draftTokens);
+    const verdict = judgeOpen(open, draftTokens, this.#options);
+    if (verdict.kind === "refused") return void refuse(verdict.reason);
     if (known) this.#drop(known);
-    const { contextTokens, vocabSize, vocabHash } = this.#options;
-    const isGood =
-      open.tokens.length > 0 && open.tokens.every((id) => id < vocabSize) && open.generatedFrom <= open.tokens.length;
-    const slot =
-      open.vocabHash === vocabHash && isGood && open.tokens.length < contextTokens ? this.#freeSlots.pop() : undefined;
-    if (slot === undefined || !open.sampling) {
-      if (slot !== undefined) this.#freeSlots.push(slot);
-      return void refuse(Nack_Reason.FULL);
-    }
-    const root = rootHash(vocabHash, { sampling: open.sampling, seedLow: open.seedLow, seedHigh: open.seedHigh });
+    const place = this.#takeSlot();
+    if (place === undefined) return void refuse(Nack_Reason.FULL);
     this.#sessions.set(key, {
+      ...place,
       key,
       target,
       id: open.session,
       generation: open.generation,
-      slot,
       open,
       tokens: open.tokens,
-      hash: extendAll(root, open.tokens),
-      root,
-      draftTokens: Math.min(open.draftTokens, DRAFT_TOKENS_MAX),
+      hash: verdict.hash,
+      root: verdict.root,
+      draftTokens,
       blocks: [],
       computed: 0,
-      isOpenInEngine: false,
       moved: true,
       heardMs: performance.now(),
     });
+  }
+
+  // One that the engine still has to close is as good: a round closes an open slot before it opens it.
+  #takeSlot(): { slot: number; isOpenInEngine: boolean } | undefined {
+    const free = this.#freeSlots.pop();
+    if (free !== undefined) return { slot: free, isOpenInEngine: false };
+    const closing = this.#closing.pop();
+    return closing === undefined ? undefined : { slot: closing, isOpenInEngine: true };
   }
 
   #commit(target: bigint, commit: DraftCommit, nacks: Nack[]): void {
@@ -216,7 +222,8 @@ class Draft implements DraftWorker {
     if (!session || session.generation !== commit.generation) return void refuse(Nack_Reason.UNKNOWN_SESSION);
     session.heardMs = performance.now();
     if (commit.base > session.tokens.length) return void refuse(Nack_Reason.GAP);
-    if (commit.tokens.some((id) => id >= this.#options.vocabSize)) return void refuse(Nack_Reason.HASH);
+    const areIds = commit.tokens.every((id) => id < this.#options.vocabSize);
+    if (!areIds || commit.base + commit.tokens.length === 0) return void refuse(Nack_Reason.HASH);
     const isAppend = commit.base === session.tokens.length;
     const tokens = isAppend ? session.tokens : session.tokens.slice(0, commit.base);
     const hash = extendAll(isAppend ? session.hash : extendAll(session.root, tokens), commit.tokens);
@@ -224,10 +231,11 @@ class Draft implements DraftWorker {
     tokens.push(...commit.tokens);
     session.tokens = tokens;
     session.hash = hash;
-    session.computed = Math.min(session.computed, commit.base);
-    session.draftTokens = Math.min(commit.draftTokens, DRAFT_TOKENS_MAX);
+    // The last token is always computed anew, so that a commit without news still gets its hint.
+    session.computed = Math.min(session.computed, commit.base, tokens.length - 1);
+    session.draftTokens = draftTokensOf(commit.draftTokens);
     session.moved = true;
-    if (tokens.length + session.draftTokens >= this.#options.contextTokens) {
+    if (tokens.length + session.draftTokens > this.#options.contextTokens) {
       this.#drop(session);
       refuse(Nack_Reason.FULL);
     }
@@ -315,6 +323,8 @@ class Draft implements DraftWorker {
     this.#options.bus.publish(`spec.v1.t.${target.toString(16).padStart(16, "0")}.p`, Frame.encode(frame).finish());
   }
 }
+
+const draftTokensOf = (asked: number): number => Math.max(1, Math.min(asked, DRAFT_TOKENS_MAX));
 
 function openUpdate(session: Session): SlotUpdate {
   const { seedLow, seedHigh, sampling, generatedFrom } = session.open;

@@ -3,8 +3,9 @@
 //
 //   T1  nothing a draft or the bus does (loss, duplicates, delay, garbage, death) can fail a step or make it wait longer than
 //       waitMs; with the breaker open a step does not wait at all.
-//   T2  one frame to the draft for each step, with all sessions in it.
-//   T3  a session that the draft does not know (restart, lost OPEN, gap) is opened again with its whole prefix.
+//   T2  one frame to the draft for each step, with all sessions in it; more only where one would be too large for the bus.
+//   T3  a session that the draft does not know (restart, lost OPEN, gap) is opened again with its whole prefix: at once where
+//       a step is waiting for it, but once in a step, so that a refusal costs no more than the step that asked.
 import { randomBytes } from "node:crypto";
 import { Frame, Hello, Nack_Reason } from "../../proto/gen/muster/v1/speculation.ts";
 import { Breaker } from "./breaker.ts";
@@ -15,8 +16,11 @@ import type { SpeculatedSequence, Speculator } from "./speculator.ts";
 
 /** A draft that was silent for this long is taken for dead. It says hello every 250 ms. */
 const HELLO_MISSING_MS = 1_500;
-/** Tokens of one OPEN: five bytes each at most stay below the 1 MiB that a NATS server takes. */
-const OPEN_TOKENS_MAX = 150_000;
+/** A frame stays below the 1 MiB that a NATS server takes; what an OPEN or COMMIT needs at most is known without encoding it. */
+const FRAME_BYTES_MAX = 1_000_000;
+const TOKEN_BYTES_MAX = 5;
+const BIAS_BYTES_MAX = 16;
+const RECORD_BYTES_MAX = 256;
 const SESSIONS_MAX = 4_096;
 
 export type TargetOptions = {
@@ -38,7 +42,8 @@ type Session = {
   /** What the draft was told: nothing yet, or how many of the tokens. */
   told: { kind: "nothing" } | { kind: "length"; length: number };
   isRefused: boolean;
-  lastDrafts: number;
+  /** Handed out for the step that is not committed yet. */
+  guesses: readonly number[];
   breaker: Breaker;
 };
 
@@ -58,6 +63,8 @@ class Target implements Speculator {
   #draft: Draft | undefined;
   #closes: { session: number; generation: number }[] = [];
   #sequence = 0;
+  /** The draft has said that it does not know a session. */
+  #hasForgotten = false;
   #wake: (() => void) | undefined;
   #lastHintMs = Number.NEGATIVE_INFINITY;
 
@@ -85,7 +92,7 @@ class Target implements Speculator {
       generation: 0,
       told: { kind: "nothing" },
       isRefused: false,
-      lastDrafts: 0,
+      guesses: [],
       breaker: new Breaker(),
     });
   }
@@ -93,8 +100,8 @@ class Target implements Speculator {
   commit(session: number, tokens: readonly number[], added: number): void {
     const known = this.#sessions.get(session);
     if (!known) return;
-    if (known.lastDrafts > 0) known.breaker.verified(added - 1);
-    known.lastDrafts = 0;
+    if (known.guesses.length > 0) known.breaker.verified(matching(known.guesses, tokens, tokens.length - added));
+    known.guesses = [];
     known.tokens = tokens;
     known.hash = extendAll(known.hash, tokens, tokens.length - added);
   }
@@ -112,7 +119,15 @@ class Target implements Speculator {
     const mayWait = new Map(sessions.map((id) => [id, this.#sessions.get(id)?.breaker.mayWait() ?? false]));
     const worthIt = missing().filter((id) => mayWait.get(id));
     if (worthIt.length > 0 && this.#liveDraft()) {
-      await this.#waitUntil(() => !worthIt.some((id) => this.#isMissing(id)));
+      this.#hasForgotten = false;
+      let isAgain = false;
+      await this.#waitUntil(() => {
+        if (this.#hasForgotten && !isAgain) {
+          isAgain = true;
+          this.#flush(sessions);
+        }
+        return !worthIt.some((id) => this.#isMissing(id));
+      });
       for (const id of worthIt) this.#sessions.get(id)?.breaker.waited(!this.#isMissing(id));
     }
     return sessions.map((id) => this.#take(id));
@@ -130,7 +145,7 @@ class Target implements Speculator {
     const hint = session && this.#hints.get(session.hash);
     if (!session || !hint || !session.breaker.mayVerify()) return [];
     const drafts = hint.slice(0, this.#options.draftTokens);
-    session.lastDrafts = drafts.length;
+    session.guesses = drafts;
     return drafts;
   }
 
@@ -163,37 +178,57 @@ class Target implements Speculator {
   #flush(sessions: readonly number[]): void {
     const draft = this.#liveDraft();
     if (!draft) return;
-    const frame = Frame.create({ source: this.#source, epoch: 0, sequence: ++this.#sequence, closes: this.#closes });
+    const { publish, frame } = this.#frames(draft);
+    frame().closes.push(...this.#closes);
     this.#closes = [];
     for (const id of sessions) {
       const session = this.#sessions.get(id);
       if (!session || session.isRefused) continue;
-      const address = {
-        session: id,
-        generation: session.generation,
-        hashLow: session.hash.low,
-        hashHigh: session.hash.high,
-        draftTokens: this.#options.draftTokens,
-      };
-      if (session.told.kind === "length") {
-        const base = session.told.length;
-        if (base < session.tokens.length) frame.commits.push({ ...address, base, tokens: session.tokens.slice(base) });
-      } else if (session.tokens.length <= OPEN_TOKENS_MAX) {
-        const { sampling, seedLow, seedHigh, generatedFrom } = session.sequence;
-        frame.opens.push({
-          ...address,
-          tokens: [...session.tokens],
-          sampling,
-          seedLow,
-          seedHigh,
-          generatedFrom,
-          vocabHash: this.#options.vocabHash,
-        });
-      } else session.isRefused = true;
-      session.told = { kind: "length", length: session.tokens.length };
+      this.#tell(id, session, frame);
     }
-    if (frame.opens.length + frame.commits.length + frame.closes.length === 0) return;
-    this.#options.bus.publish(draft.subject, Frame.encode(frame).finish());
+    publish();
+  }
+
+  /** What `frame` gives has room for so many bytes; a full one is published on the way. */
+  #frames({ subject }: Draft) {
+    const empty = () => Frame.create({ source: this.#source, epoch: 0, sequence: ++this.#sequence });
+    let current = empty();
+    let bytes = this.#closes.length * RECORD_BYTES_MAX;
+    const publish = () => {
+      if (current.opens.length + current.commits.length + current.closes.length === 0) return;
+      this.#options.bus.publish(subject, Frame.encode(current).finish());
+    };
+    const frame = (more = 0) => {
+      if (bytes > 0 && bytes + more > FRAME_BYTES_MAX) {
+        publish();
+        current = empty();
+        bytes = 0;
+      }
+      bytes += more;
+      return current;
+    };
+    return { publish, frame };
+  }
+
+  #tell(id: number, session: Session, frame: (bytes: number) => Frame): void {
+    const { tokens, generation, hash, told } = session;
+    const { draftTokens, vocabHash } = this.#options;
+    const address = { session: id, generation, hashLow: hash.low, hashHigh: hash.high, draftTokens };
+    if (told.kind === "length") {
+      const news = tokens.slice(told.length);
+      if (news.length === 0) return;
+      frame(bytesOf(news.length)).commits.push({ ...address, base: told.length, tokens: news });
+    } else {
+      const { sampling, seedLow, seedHigh, generatedFrom } = session.sequence;
+      const bytes = bytesOf(tokens.length) + sampling.logitBias.length * BIAS_BYTES_MAX;
+      if (bytes > FRAME_BYTES_MAX) {
+        session.isRefused = true;
+        return;
+      }
+      const open = { ...address, tokens: [...tokens], sampling, seedLow, seedHigh, generatedFrom, vocabHash };
+      frame(bytes).opens.push(open);
+    }
+    session.told = { kind: "length", length: tokens.length };
   }
 
   #onHello(data: Uint8Array): void {
@@ -223,14 +258,26 @@ class Target implements Speculator {
       if (nack.reason === Nack_Reason.FULL) session.isRefused = true;
       else this.#openAgain(session);
     }
-    if (frame.hints.length > 0) this.#wake?.();
+    if (frame.hints.length + frame.nacks.length > 0) this.#wake?.();
   }
 
   #openAgain(session: Session): void {
+    this.#hasForgotten = true;
     session.told = { kind: "nothing" };
     session.generation++;
     session.isRefused = false;
   }
+}
+
+const bytesOf = (tokens: number): number => RECORD_BYTES_MAX + tokens * TOKEN_BYTES_MAX;
+
+/**
+ * How many of the guesses came true. Counted on tokens, not on what was verified: a scheduler that had no room for the guesses
+ * says nothing about the draft.
+ */
+function matching(guesses: readonly number[], tokens: readonly number[], from: number): number {
+  const wrong = guesses.findIndex((id, index) => tokens[from + index] !== id);
+  return wrong < 0 ? guesses.length : wrong;
 }
 
 /** What cannot be decoded is dropped: a stranger may write on the bus. */
