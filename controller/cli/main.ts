@@ -88,5 +88,5 @@ try {
   }
 }
 lifeline?.destroy();
-// Clients that were closed may still hold a timer; the work is done.
-process.exit();
+// Clients that were closed may still hold a timer; the work is done, once what was written has left.
+process.stdout.write("", () => process.stderr.write("", () => process.exit()));

@@ -159,7 +159,8 @@ function byteLevel(ggml: Keys, { tokens, types }: Vocabulary): object {
     ...(pre.regex ? [split] : []),
     bytes,
   ];
-  const kept = [...tokens.entries()].filter(([id]) => !isAdded(types[id]) && types[id] !== UNUSED);
+  // Control tokens stay in the table: the library gives an added token that it does not find there a new id.
+  const kept = [...tokens.entries()].filter(([id]) => types[id] !== UNUSED);
   return {
     normalizer: pre.nfc ? { type: "NFC" } : null,
     pre_tokenizer: { type: "Sequence", pretokenizers: steps },

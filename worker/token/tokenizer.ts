@@ -6,7 +6,7 @@ import type { TokenizerSpec } from "../../proto/gen/muster/v1/plan.ts";
 import type { Message } from "../../proto/gen/muster/v1/worker.ts";
 import { ChatTemplate } from "./chat-template.ts";
 import { Detokenizer, TokenTexts } from "./detokenizer.ts";
-import { parseVocabulary } from "./vocabulary.ts";
+import { parseVocabulary, type Vocabulary } from "./vocabulary.ts";
 
 /** Longest text in UTF-16 units: 8 Mi characters are more tokens than any context holds. */
 export const TEXT_CHARS_MAX = 1 << 23;
@@ -40,6 +40,7 @@ export class Tokenizer {
       const detail = cause instanceof Error ? cause.message : String(cause);
       throw new FaultError(invalid("tokenizer.json_path", `${spec.jsonPath}: ${detail}`), { cause });
     }
+    checkAdded(library, vocabulary, spec.jsonPath);
     return new Tokenizer(library, new TokenTexts(vocabulary), spec);
   }
 
@@ -71,5 +72,15 @@ export class Tokenizer {
     }
     const encoding = await this.#library.encode(text, null, { addSpecialTokens });
     return encoding.getIds();
+  }
+}
+
+// The library renumbers added tokens that its table does not hold: every prompt would be wrong, and nothing would say so.
+function checkAdded(library: Library, { added }: Vocabulary, where: string): void {
+  for (const [id, content] of added) {
+    const found = library.tokenToId(content);
+    if (found === id) continue;
+    const detail = `"${content}" has id ${id} in the file and ${found ?? "none"} in the tokenizer made of it`;
+    throw new FaultError(invalid(`${where}: added_tokens`, detail));
   }
 }

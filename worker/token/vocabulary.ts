@@ -13,6 +13,8 @@ export type Vocabulary = {
   readonly bytes: readonly (Uint8Array | undefined)[];
   /** Contents of special tokens by id: shown beside log-probabilities, never in text. */
   readonly special: ReadonlyMap<number, string>;
+  /** Texts of added tokens, special or not, by id. */
+  readonly added: ReadonlyMap<number, string>;
 };
 
 // GPT-2's byte alphabet: printable bytes stand for themselves, the others for code points from 256 on, in byte order.
@@ -93,13 +95,14 @@ export function parseVocabulary(json: string, where: string): Vocabulary {
   const bytes: (Uint8Array | undefined)[] = [];
   for (const [token, id] of modelEntries(root.model, where)) bytes[id] = toBytes(token);
   const special = new Map<number, string>();
-  const added = Array.isArray(root.added_tokens) ? root.added_tokens : [];
-  for (const entry of added) {
+  const added = new Map<number, string>();
+  for (const entry of Array.isArray(root.added_tokens) ? root.added_tokens : []) {
     if (!isRecord(entry) || typeof entry.content !== "string")
       throw new FaultError(invalid(`${where}: added_tokens`, "expected {id, content}"));
     const id = idOf(entry.id, `${where}: added_tokens`);
+    added.set(id, entry.content);
     if (entry.special === true) special.set(id, entry.content);
     bytes[id] = entry.special === true ? NOTHING : toBytes(entry.content);
   }
-  return { bytes, special };
+  return { bytes, special, added };
 }

@@ -43,6 +43,22 @@ describe("muster eval logits", () => {
     expect(worst / max_abs_logit).toBeLessThanOrEqual(TOLERANCE);
   });
 
+  test("output larger than a pipe arrives whole", async () => {
+    const tokens = Array.from({ length: 60 }, (_, i) => i);
+    const { code, out } = await muster(
+      "eval",
+      "logits",
+      "builtin://nano-draft",
+      "--tokens",
+      tokens.join(","),
+      "--json",
+    );
+    expect(code).toBe(0);
+    expect(out.length).toBeGreaterThan(1_000_000);
+    const said: { logits: number[][] } = JSON.parse(out);
+    expect(said.logits).toHaveLength(60);
+  });
+
   test("token ids outside the vocabulary, no ids, and an unknown source are said by name", async () => {
     const source = `file://${join(GOLDEN, "llama")}`;
     const outside = await muster("eval", "logits", source, "--tokens", "1,2,97000");

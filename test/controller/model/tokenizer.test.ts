@@ -107,6 +107,16 @@ test("SentencePiece: best score merges first, unknown characters become bytes, a
   expect(await tokenizer.decode([11, 10], true)).toBe("ab a");
 });
 
+test("control tokens keep their ids wherever in the table they stand", async () => {
+  const tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "a", "b", "ab", "\u0120", "<|last|>"];
+  const keys = { model: "gpt2", pre: "default", tokens, token_type: [3, 3, 3, 1, 1, 1, 1, 3], merges: ["a b"] };
+  const converted = convertGgufTokenizer(ggufKeys({ ...keys, bos_token_id: 1, eos_token_id: 2 }));
+  const tokenizer = Tokenizer.fromString(converted?.json ?? "");
+  for (const [id, token] of tokens.entries()) expect(tokenizer.tokenToId(token), token).toBe(id);
+  const encoding = await tokenizer.encode("<|im_start|>ab<|im_end|> a<|last|>", null, { addSpecialTokens: false });
+  expect(encoding.getIds()).toEqual([1, 5, 2, 6, 3, 7]);
+});
+
 test("end tokens are those that keys name and those that files forget", () => {
   const tokens = ["x", "<|im_end|>", "<|endoftext|>", "y"];
   const converted = convertGgufTokenizer(

@@ -1,4 +1,6 @@
-import { readFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { ChatTemplate } from "../../../worker/token/chat-template.ts";
 import { TEXT_CHARS_MAX, Tokenizer } from "../../../worker/token/tokenizer.ts";
@@ -77,5 +79,15 @@ describe("chat template", () => {
 
   test("one that cannot be parsed is the model's fault, found at load", () => {
     expect(() => new ChatTemplate({ ...spec, chatTemplate: "{% for %}" })).toThrow("cannot be parsed");
+  });
+});
+
+describe("added tokens", () => {
+  test("a file whose added token the library would renumber is refused, by token and id", async () => {
+    const root = JSON.parse(readFileSync(spec.jsonPath, "utf8"));
+    root.added_tokens.push({ ...root.added_tokens[0], id: 5, content: "<|lost|>" });
+    const jsonPath = join(mkdtempSync(join(tmpdir(), "tokenizer-")), "tokenizer.json");
+    writeFileSync(jsonPath, JSON.stringify(root));
+    await expect(Tokenizer.load({ ...spec, jsonPath })).rejects.toThrow(/<\|lost\|>.*id 5/);
   });
 });
