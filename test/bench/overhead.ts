@@ -13,10 +13,10 @@
 // Appends one row to test/bench/results/overhead.csv. Exit 1: ids differ, or the share is below SHARE_MIN.
 //
 //   npm run bench -- overhead [rounds]
-import { type ChildProcess, execFileSync, fork } from "node:child_process";
-import { appendFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { type ChildProcess, fork } from "node:child_process";
+import { readFileSync } from "node:fs";
 import os from "node:os";
-import { dirname, join } from "node:path";
+import { join } from "node:path";
 import { thisMachine } from "../../controller/cli/plan.ts";
 import { readModel } from "../../controller/model/model.ts";
 import { planShards } from "../../controller/plan/plan.ts";
@@ -26,6 +26,7 @@ import { engineOptionsOf } from "../../worker/serve/options.ts";
 import { Muster } from "../cluster/muster.ts";
 import { BareGroup } from "./in-process.ts";
 import type { Order, Reply, Said } from "./overhead-client.ts";
+import { appendRow, commit, median } from "./row.ts";
 
 const MODEL = "nano-maverick";
 const STREAMS = 16;
@@ -174,41 +175,12 @@ async function measure(up: Muster, client: Client, bare: BareGroup, rounds: numb
 /** Tokens/s of a round. */
 const speedOf = (ms: number): number => (STREAMS * TOKENS * 1000) / ms;
 
-function median(values: readonly number[]): number {
-  const sorted = values.toSorted((one, other) => one - other);
-  const middle = Math.floor(sorted.length / 2);
-  const upper = sorted[middle] ?? Number.NaN;
-  return sorted.length % 2 === 1 ? upper : (upper + (sorted[middle - 1] ?? Number.NaN)) / 2;
-}
-
 function spread(values: readonly number[]): string {
   return `${median(values).toFixed(0).padStart(7)} tokens/s   (${Math.min(...values).toFixed(0)} to ${Math.max(...values).toFixed(0)})`;
 }
 
-function commit(): string {
-  const git = (...args: string[]) =>
-    execFileSync("git", args, {
-      cwd: import.meta.dirname,
-      encoding: "utf8",
-      stdio: ["ignore", "pipe", "ignore"],
-    }).trim();
-  try {
-    // Rows of earlier runs do not make the code another one.
-    const isChanged = git("status", "--porcelain", "--", ":/", ":(exclude,top)test/bench/results") !== "";
-    return `${git("rev-parse", "--short", "HEAD")}${isChanged ? "+" : ""}`;
-  } catch {
-    return "unknown"; // not a git checkout
-  }
-}
-
 const HEADER =
   "date,commit,cpu,cores,load_before,rounds,gateway_tokens_per_s,in_process_tokens_per_s,share,gateway_cpu_us_per_token,leader_cpu_us_per_token,follower_cpu_us_per_token,client_cpu_us_per_token";
-
-function appendRow(cells: readonly (string | number)[]): void {
-  mkdirSync(dirname(RESULTS), { recursive: true });
-  if (!existsSync(RESULTS)) writeFileSync(RESULTS, `${HEADER}\n`);
-  appendFileSync(RESULTS, `${cells.map((cell) => String(cell).replaceAll(",", " ")).join(",")}\n`);
-}
 
 async function main(): Promise<number> {
   const rounds = Number(process.argv[2] ?? ROUNDS);
@@ -259,7 +231,8 @@ async function main(): Promise<number> {
   console.log(`token ids of a and b     ${isSame ? "equal" : "DIFFER"}`);
   const figures = [median(served).toFixed(0), median(bare).toFixed(0), share.toFixed(3)];
   const times = ROLES.map((role) => cpuUs[role].toFixed(1));
-  if (isSame) appendRow([new Date().toISOString(), commit(), cpu, cores, load, rounds, ...figures, ...times]);
+  if (isSame)
+    appendRow(RESULTS, HEADER, [new Date().toISOString(), commit(), cpu, cores, load, rounds, ...figures, ...times]);
   return isSame && share >= SHARE_MIN ? 0 : 1;
 }
 
