@@ -23,6 +23,7 @@ const whole = (texts: TokenTexts, ids: readonly number[]): string =>
 const bytes = new TokenTexts({
   bytes: Array.from({ length: 256 }, (_, byte) => Uint8Array.of(byte)),
   special: new Map(),
+  added: new Map(),
 });
 /** Bytes that begin, continue and break sequences, more often than chance would have them. */
 const awkward = fc.oneof(
