@@ -1,12 +1,21 @@
-import { defineConfig } from "vitest/config";
+import { configDefaults, defineConfig } from "vitest/config";
 
-// One worker: tests start real processes and the machine is small. Bounds are generous; waits inside tests are not sleeps.
+/** Against a real Kubernetes control plane: minutes of Go compiling, root and namespaces. Run by `npm run test:cluster`. */
+const CLUSTER = [
+  "test/cluster/controlplane.test.ts",
+  "test/cluster/kubelet.test.ts",
+  "test/cluster/kubelet/**/*.test.ts",
+];
+const isCluster = process.env.MUSTER_TEST_CLUSTER === "1";
+
+// Two workers: tests start real processes and the machine is small. Bounds are generous; waits inside tests are not sleeps.
 export default defineConfig({
   test: {
-    include: ["test/**/*.test.ts"],
+    include: isCluster ? CLUSTER : ["test/**/*.test.ts"],
+    exclude: [...configDefaults.exclude, ...(isCluster ? [] : CLUSTER)],
     testTimeout: 60_000,
     hookTimeout: 60_000,
-    maxWorkers: 2,
+    maxWorkers: isCluster ? 1 : 2,
     pool: "forks",
     reporters: ["default"],
   },
