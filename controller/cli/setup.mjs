@@ -174,7 +174,7 @@ const nativeFiles = () => [
 const STEPS = [
   {
     name: "packages",
-    key: () => digest([join(ROOT, "package-lock.json"), join(ROOT, "package.json")]),
+    key: () => digest([join(ROOT, "package-lock.json")]),
     stands: () => existsSync(join(ROOT, "node_modules/.bin/node")),
     act: () => run("npm", ["ci", "--ignore-scripts", "--no-audit", "--no-fund"]),
   },
