@@ -5,17 +5,24 @@
 //   C2  the oldest running sequence advances in every step, so everything admitted ends (no starvation).
 //   C3  first come, first served: nothing is admitted before what waits in front of it; preempted sequences wait first.
 //   C4  drafts and admissions never cause a preemption; only a running sequence that must grow does, newest first.
+//   C5  ahead of results nothing is guessed: no step is decided while a running sequence waits for one, nothing is preempted
+//       (blocks of a step in flight rest), and no row is given to what that step ends for certain.
 import { blocksFor } from "../kv/block-pool.ts";
 
-/** What the scheduler knows of a sequence. Lengths and counts in tokens unless they say blocks. */
+/**
+ * What the scheduler knows of a sequence, as it is once all launched steps are done. Lengths and counts in tokens unless they
+ * say blocks.
+ */
 export type SequenceView = {
-  /** All ids so far, prompt and generated. */
+  /** All ids, prompt and generated; the one that a launched row samples is counted before it is known. */
   readonly length: number;
   /** Of them, how many are in the KV cache. */
   readonly computed: number;
   readonly blocksHeld: number;
-  /** Tokens it may still generate; at least 1. */
+  /** Tokens it may still generate; 0 where a step in flight ends it for certain. */
   readonly remaining: number;
+  /** Nothing can be decided for it before a step in flight is done: that verifies its guesses, or gives what to guess from. */
+  readonly isUnsettled: boolean;
   /** Guesses at hand for the next step. */
   readonly draftCount: number;
 };
@@ -27,6 +34,8 @@ export type ScheduleState<S extends SequenceView> = {
   readonly waiting: readonly S[];
   readonly blocksFree: number;
   readonly slotsFree: number;
+  /** A launched step is not done yet. */
+  readonly isAhead: boolean;
 };
 
 export type Budget = {
@@ -70,6 +79,8 @@ class Step<S extends SequenceView> {
   survivors: number;
   blocksFree: number;
   tokensLeft: number;
+  /** Somebody must grow and there are no blocks, or only resting ones. */
+  isShort = false;
 
   constructor(state: ScheduleState<S>, budget: Budget) {
     this.budget = budget;
@@ -82,12 +93,16 @@ class Step<S extends SequenceView> {
     return Math.max(0, blocksFor(tokens, this.budget.blockTokens) - sequence.blocksHeld);
   }
 
-  /** One row for every decoding sequence; whoever cannot grow takes the blocks of the newest. */
-  decode(running: readonly S[]): void {
+  /** One row for every decoding sequence; whoever cannot grow takes the blocks of the newest, where `mayPreempt`. */
+  decode(running: readonly S[], mayPreempt: boolean): void {
     for (let index = 0; index < this.survivors; index++) {
       const sequence = running[index];
-      if (sequence === undefined || !isDecoding(sequence)) continue;
+      if (sequence === undefined || !isDecoding(sequence) || sequence.remaining === 0) continue;
       const grow = this.missing(sequence, sequence.length);
+      if (grow > this.blocksFree && !mayPreempt) {
+        this.isShort = true;
+        return;
+      }
       while (grow > this.blocksFree && this.survivors > index) {
         const victim = running[--this.survivors];
         if (victim === undefined) break;
@@ -131,10 +146,14 @@ class Step<S extends SequenceView> {
   }
 }
 
-/** One step. An empty `rows` means that there is nothing to do. */
+/** One step. An empty `rows` means that there is nothing to do, or not before the step in flight is done. */
 export function schedule<S extends SequenceView>(state: ScheduleState<S>, budget: Budget): Decision<S> {
+  const nothing = { preempt: [], admit: [], rows: [] };
+  // Waiting for all keeps the batch whole: two half steps cost more than the pause between two whole ones.
+  if (state.running.some(({ isUnsettled }) => isUnsettled)) return nothing;
   const step = new Step(state, budget);
-  step.decode(state.running);
+  step.decode(state.running, !state.isAhead);
+  if (step.isShort) return nothing;
   const running = state.running.slice(0, step.survivors);
   const prefilling = running.filter((sequence) => !isDecoding(sequence));
   const isCrowded = prefilling.length > 0 || state.waiting.length > 0;

@@ -18,15 +18,11 @@ export class Group {
     return this.#engine.numericsId;
   }
 
-  /** Runs `meanwhile` while the step computes. Rejects where a worker is lost or sampled something else. */
-  async launch(plan: StepPlan, meanwhile: () => void): Promise<StepResult> {
+  /** Steps end in the order of their launch. Rejects where a worker is lost or sampled something else. */
+  async launch(plan: StepPlan): Promise<StepResult> {
     // Followers first: their work begins with a message's way.
     const digests = this.#followers.launch(plan);
-    const pending = Promise.all([this.#engine.launch(plan), digests]);
-    // Nobody awaits `pending` before `meanwhile` is done; a rejection in between must not count as unhandled.
-    pending.catch(() => {});
-    meanwhile();
-    const [result, others] = await pending;
+    const [result, others] = await Promise.all([this.#engine.launch(plan), digests]);
     const other = others.findIndex((digest) => digest !== result.digest);
     if (other < 0) return result;
     const detail = `step ${plan.step}: follower ${other + 1} sampled other tokens than the leader; the ranks have drifted apart`;

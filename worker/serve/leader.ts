@@ -1,14 +1,14 @@
 // The leader: queue and step loop of a group. Owns the life of every sequence from its Open to its Finish. Does not own: which
 // rows a step has (worker/schedule), slots and blocks (step-writer.ts), what a request may ask (request.ts), when its text
-// ends (transcript.ts), the streams themselves (worker-service.ts).
+// ends (transcript.ts) and is sent (answers.ts), the streams themselves (worker-service.ts).
 //
-//   L1  one step at a time: its results are committed before the next one is decided. Text that no decision needs is
-//       written while the next step computes.
+//   L1  results are committed in the order of steps. The next step is launched before they are there where no decision needs
+//       them; a row of a sequence that turns out to have ended before it counts for nothing.
 //   L2  a step counts only when every follower's digest equals ours; else the incarnation is lost and nothing is committed.
 //   L3  whatever a speculator says, the tokens are the engine's: guesses are cut to valid ids and verified.
 //   L4  every Open with an id of its own is answered by exactly one Finish, unless its stream is closed first.
 import { FaultError, waiting } from "../../proto/fault.ts";
-import type { Fault, Open, StepPlan, WorkerStats } from "../../proto/gen/muster/v1/worker.ts";
+import type { Fault, Open, WorkerStats } from "../../proto/gen/muster/v1/worker.ts";
 import type { Engine, RowResult, StepResult } from "../engine/engine.ts";
 import {
   type Budget,
@@ -20,7 +20,9 @@ import {
 } from "../schedule/schedule.ts";
 import type { Speculator } from "../spec/speculator.ts";
 import type { Tokenizer } from "../token/tokenizer.ts";
+import { Answers } from "./answers.ts";
 import { Bell } from "./bell.ts";
+import { Flights } from "./flights.ts";
 import type { Followers } from "./followers.ts";
 import { Group, lostBy } from "./group.ts";
 import { Guesses } from "./guesses.ts";
@@ -28,9 +30,9 @@ import { LoadFigures } from "./load-figures.ts";
 import { type Outlet, Outlets } from "./outlet.ts";
 import { parseOpen, type Request, type RequestLimits } from "./request.ts";
 import { type ScoreRequest, Scorer } from "./score.ts";
-import { chunkOf, logprobsOf, marginsOf, refusal, Sequence } from "./sequence.ts";
+import { chunkOf, refusal, Sequence } from "./sequence.ts";
 import { StepWriter } from "./step-writer.ts";
-import { type Taken, Transcript } from "./transcript.ts";
+import { Transcript } from "./transcript.ts";
 
 export type LeaderOptions = {
   engine: Engine;
@@ -46,8 +48,13 @@ export type LeaderOptions = {
   queueMax: number;
 };
 
-/** Tokens of a row on their way to text. */
-type Unwritten = { sequence: Sequence; tokens: readonly number[]; taken: Taken; details: RowResult["details"] };
+/** A row in flight. `computed`: of its sequence after it, accepted guesses aside. */
+type Launched = Pick<RowDecision<Sequence>, "sequence" | "count" | "drafts" | "sample"> & {
+  readonly isPrefill: boolean;
+  readonly computed: number;
+};
+
+type Counts = { generated: number; prefilled: number; drafted: number; accepted: number };
 
 export class Leader {
   readonly #options: LeaderOptions;
@@ -58,12 +65,15 @@ export class Leader {
   readonly #guesses: Guesses;
   readonly #bell = new Bell();
   readonly #outlets = new Outlets();
+  readonly #answers: Answers;
+  readonly #flights: Flights;
   readonly #figures = new LoadFigures();
   readonly #onIdle: (() => void)[] = [];
   #running: Sequence[] = [];
   #waiting: Sequence[] = [];
   #opening = 0;
-  #unwritten: Unwritten[] = [];
+  /** Serving and scoring take turns where both want a step. */
+  #isScoresTurn = false;
   #isDraining = false;
   #isStopped = false;
   #lost: FaultError | undefined;
@@ -76,7 +86,10 @@ export class Leader {
     this.#group = new Group(options.engine, options.followers);
     this.#guesses = new Guesses(options.speculator, options.limits.vocabSize);
     this.#writer = new StepWriter(options);
-    const { limits } = options;
+    this.#flights = new Flights(this.#group, this.#writer);
+    const { limits, tokenizer } = options;
+    const end = (sequence: Sequence) => this.#end(sequence);
+    this.#answers = new Answers({ outlets: this.#outlets, texts: tokenizer.texts, end });
     this.#scorer = new Scorer({ limits, budget: this.#budget, writer: this.#writer, wake: () => this.#bell.ring() });
   }
 
@@ -167,7 +180,7 @@ export class Leader {
     };
   }
 
-  /** Ends the loop after the step in flight. */
+  /** Ends the loop after the steps in flight. */
   stop(): void {
     this.#isStopped = true;
     this.#bell.ring();
@@ -190,16 +203,18 @@ export class Leader {
 
   /** The step loop. Resolves after stop(); rejects with a lost fault. */
   async run(): Promise<void> {
-    while (!this.#isStopped && this.#lost === undefined) {
+    while (this.#lost === undefined) {
       try {
-        const didServe = await this.#serveStep();
-        const didScore = await this.#scoreStep();
-        if (!didServe && !didScore) await this.#bell.heard();
+        while (this.#flights.isOpen && (await this.#launch())) {}
+        this.#answers.flush();
+        if (!this.#flights.isEmpty) await this.#flights.land();
+        else if (this.#isStopped) return;
+        else await this.#bell.heard();
       } catch (error) {
         this.fail(lostBy(error));
       }
     }
-    if (this.#lost !== undefined) throw this.#lost;
+    throw this.#lost;
   }
 
   // --- requests ---
@@ -268,36 +283,37 @@ export class Leader {
 
   // --- the step ---
 
-  async #serveStep(): Promise<boolean> {
-    await this.#guesses.collect(this.#running);
+  // False where there is nothing to launch, or nothing before the step in flight is done.
+  async #launch(): Promise<boolean> {
+    if (this.#isStopped || this.#lost !== undefined) return false;
+    if (this.#isScoresTurn && this.#launchScore()) return true;
+    if (await this.#launchRows()) return true;
+    // What serving waits for must end first, or scores would keep it waiting.
+    return this.#flights.isEmpty && this.#launchScore();
+  }
+
+  async #launchRows(): Promise<boolean> {
+    if (this.#guesses.hasQuestions(this.#running)) await this.#guesses.collect(this.#running);
     const { blocksFree, slotsFree } = this.#writer;
-    const state = { running: this.#running, waiting: this.#waiting, blocksFree, slotsFree };
+    const isAhead = !this.#flights.isEmpty;
+    const state = { running: this.#running, waiting: this.#waiting, blocksFree, slotsFree, isAhead };
     const decision = schedule(state, this.#budget);
-    if (decision.rows.length === 0 || this.#lost !== undefined) {
-      this.#writeTexts();
-      return false;
-    }
-    this.#apply(decision);
-    const result = await this.#launch(this.#writer.take());
-    this.#commit(decision.rows, result);
+    if (decision.rows.length === 0 || this.#lost !== undefined) return false;
+    const rows = this.#apply(decision);
+    this.#flights.launch(this.#writer.take(), (result) => this.#commit(rows, result));
+    this.#isScoresTurn = true;
     return true;
   }
 
-  async #scoreStep(): Promise<boolean> {
-    if (this.#lost !== undefined) return false;
+  #launchScore(): boolean {
     const step = this.#scorer.next();
     if (step === undefined) return false;
-    step.take(await this.#launch(step.plan));
+    this.#flights.launch(step.plan, step.take);
+    this.#isScoresTurn = false;
     return true;
   }
 
-  async #launch(plan: StepPlan): Promise<StepResult> {
-    const result = await this.#group.launch(plan, () => this.#writeTexts());
-    this.#writer.completed(plan.step);
-    return result;
-  }
-
-  #apply({ preempt, admit, rows }: Decision<Sequence>): void {
+  #apply({ preempt, admit, rows }: Decision<Sequence>): Launched[] {
     for (const sequence of preempt) {
       this.#running.splice(this.#running.indexOf(sequence), 1);
       this.#writer.release(sequence);
@@ -308,13 +324,19 @@ export class Leader {
       this.#figures.totals.preemptions += 1n;
     }
     for (const { sequence, blocks } of admit) this.#admit(sequence, blocks);
-    for (const { sequence, count, drafts, sample, grow } of rows) {
-      this.#writer.grow(sequence, grow);
-      sequence.drafts = sequence.drafts.slice(0, drafts);
-      const { logprobs, margins } = sequence.request;
-      const details = sample ? { logprobs, margins } : { logprobs: 0, margins: false };
-      this.#writer.row(sequence, { count, drafts: [...sequence.drafts], sample, logits: false, ...details });
-    }
+    return rows.map((row) => this.#applyRow(row));
+  }
+
+  #applyRow({ sequence, count, drafts, sample, grow }: RowDecision<Sequence>): Launched {
+    this.#writer.grow(sequence, grow);
+    const { logprobs, margins } = sequence.request;
+    const details = sample ? { logprobs, margins } : { logprobs: 0, margins: false };
+    const guesses = sequence.drafts.slice(0, drafts);
+    this.#writer.row(sequence, { count, drafts: guesses, sample, logits: false, ...details });
+    const isPrefill = !isDecoding(sequence);
+    sequence.computed += count;
+    if (sample) sequence.promised++;
+    return { sequence, count, drafts, sample, isPrefill, computed: sequence.computed };
   }
 
   #admit(sequence: Sequence, blocks: number): void {
@@ -329,61 +351,37 @@ export class Leader {
     this.#guesses.open(sequence);
   }
 
-  #commit(rows: readonly RowDecision<Sequence>[], result: StepResult): void {
-    const counts = { generated: 0, prefilled: 0, drafted: 0, accepted: 0 };
+  #commit(rows: readonly Launched[], result: StepResult): void {
+    const counts: Counts = { generated: 0, prefilled: 0, drafted: 0, accepted: 0 };
     rows.forEach((row, index) => {
       const { sequence } = row;
       const answer = result.rows[index];
       if (answer === undefined) throw new Error(`the engine answered ${result.rows.length} of ${rows.length} rows`);
-      if (!isDecoding(sequence)) counts.prefilled += row.count;
-      if (sequence.state !== "running") return; // cancelled while the step was computed
-      sequence.computed = answer.computed;
+      if (row.isPrefill) counts.prefilled += row.count;
+      if (sequence.state !== "running") return; // it ended while the step was in flight
+      const computed = row.computed + answer.accepted;
+      if (answer.computed !== computed)
+        throw new Error(`the engine has computed ${answer.computed} ids of a slot that must have ${computed}`);
+      sequence.computed += answer.accepted;
       if (row.sample) this.#commitTokens(row, answer, counts);
     });
     this.#figures.addStep(result, counts);
   }
 
-  #commitTokens(
-    row: RowDecision<Sequence>,
-    answer: RowResult,
-    counts: { generated: number; drafted: number; accepted: number },
-  ) {
+  #commitTokens(row: Launched, answer: RowResult, counts: Counts): void {
     const { sequence } = row;
     const { tokens, details } = answer;
-    const taken = sequence.transcript.take(tokens, sequence.length - sequence.generatedFrom);
+    const taken = sequence.transcript.take(tokens, sequence.ids.length - sequence.generatedFrom);
     const accepted = Math.min(answer.accepted, taken.kept);
     sequence.countStep(row.drafts, accepted);
     sequence.drafts = [];
+    sequence.promised--;
     for (let index = 0; index < taken.kept; index++) sequence.ids.push(tokens[index] ?? 0);
     counts.generated += taken.kept;
     counts.drafted += row.drafts;
     counts.accepted += accepted;
-    const unwritten = { sequence, tokens, taken, details };
     if (taken.ending !== undefined) this.#end(sequence);
-    if (sequence.transcript.needsText) this.#write(unwritten);
-    else this.#unwritten.push(unwritten);
-    if (sequence.state !== "running") return;
-    if (sequence.computed !== sequence.length - 1)
-      throw new Error(`the engine computed ${sequence.computed} of ${sequence.length} ids; one must be left`);
-    this.#guesses.commit(sequence, taken.kept);
-  }
-
-  #writeTexts(): void {
-    for (const unwritten of this.#unwritten) this.#write(unwritten);
-    this.#unwritten = [];
-    this.#outlets.flush();
-  }
-
-  #write({ sequence, tokens, taken, details }: Unwritten): void {
-    const { request, outlet, id } = sequence;
-    const { text, kept, ending } = sequence.transcript.write(tokens, taken);
-    if (ending !== undefined) this.#end(sequence);
-    if (outlet.entries.get(id) !== sequence) return; // cancelled after the step: its Finish has been sent
-    const { texts } = this.#options.tokenizer;
-    const sent = kept === tokens.length ? [...tokens] : tokens.slice(0, kept);
-    const chunk = chunkOf(id, { tokens: sent, text, finish: ending && sequence.ended(ending) });
-    if (request.logprobs > 0) chunk.logprobs = logprobsOf(sent, details, texts);
-    if (request.margins) chunk.margins = marginsOf(details.slice(0, kept));
-    this.#outlets.push(outlet, chunk);
+    this.#answers.add({ sequence, tokens, taken, details });
+    if (sequence.state === "running") this.#guesses.commit(sequence, taken.kept);
   }
 }

@@ -77,6 +77,7 @@ export class Scorer {
       });
     const rows = Math.max(1, Math.floor(CHUNK_BYTES_MAX / (4 * this.#limits.vocabSize)));
     const count = Math.min(tokens.length - job.computed, this.#budget.tokensMax, rows);
+    job.isReady = false;
     this.#writer.row(job, { count, drafts: [], sample: false, logprobs: 0, logits: true, margins: false });
     return { plan: this.#writer.take(), take: (result) => this.#take(job, count, result) };
   }
@@ -105,7 +106,6 @@ export class Scorer {
     const { tokens, emit, signal } = job.request;
     const first = job.computed;
     job.computed += count;
-    job.isReady = false;
     const logprobs: number[] = [];
     for (let row = 0; row < count; row++) {
       const next = tokens[first + row + 1];

@@ -7,6 +7,9 @@ import type { Outlet } from "./outlet.ts";
 import type { Request } from "./request.ts";
 import type { Ending, Transcript } from "./transcript.ts";
 
+/** Times without guesses after which a sequence no longer waits for them: as many as a breaker takes to open (worker/spec). */
+const MISSES_MAX = 10;
+
 // waiting: no slot, no blocks, computed 0 · running: a slot and blocks · ended: nothing, and nothing comes back
 export type SequenceState = "waiting" | "running" | "ended";
 
@@ -17,7 +20,10 @@ export class Sequence implements SequenceView {
   readonly transcript: Transcript;
   readonly ids: number[];
   state: SequenceState = "waiting";
+  /** Ids in the KV cache once all launched steps are done. */
   computed = 0;
+  /** Tokens that launched rows will sample, guesses aside: they count before they are known. */
+  promised = 0;
   blocks: number[] = [];
   slot = 0;
   /** The last launched step with a row of it. */
@@ -26,6 +32,8 @@ export class Sequence implements SequenceView {
   drafts: readonly number[] = [];
   /** Its session with the speculator; 0 where it has none. */
   session = 0;
+  /** Times in a row that it asked for guesses and got none. */
+  misses = 0;
   drafted = 0;
   accepted = 0;
   targetSteps = 0;
@@ -40,13 +48,16 @@ export class Sequence implements SequenceView {
   }
 
   get length(): number {
-    return this.ids.length;
+    return this.ids.length + this.promised;
   }
   get blocksHeld(): number {
     return this.blocks.length;
   }
   get remaining(): number {
-    return this.request.lengthMax - this.ids.length;
+    return this.request.lengthMax - this.length;
+  }
+  get isUnsettled(): boolean {
+    return this.promised > 0 && this.session !== 0 && this.misses < MISSES_MAX;
   }
   get draftCount(): number {
     return this.drafts.length;

@@ -29,8 +29,10 @@ import { Life } from "./life.ts";
 import { Outlet } from "./outlet.ts";
 import { type Backend, openRole, type Role } from "./role.ts";
 
-/** Messages a gateway may leave unread before its stream is ended: a step is one message, so this is seconds. */
+/** Messages a gateway may leave unread before its stream is ended: a step is at most one message, so this is seconds. */
 const UNREAD_MESSAGES_MAX = 4_096;
+/** Messages of a gateway's stream are about so far apart where steps are shorter: 500 a second are read by nobody. */
+const PACE_MS = 2;
 /** Progress is written at most so often, phases at once. */
 const PROGRESS_MS = 100;
 const STATS_MS = 1_000;
@@ -178,7 +180,7 @@ export class WorkerHost {
       if (call.writableLength > UNREAD_MESSAGES_MAX)
         refuse(rpcError(status.RESOURCE_EXHAUSTED, `${UNREAD_MESSAGES_MAX} messages were left unread`));
       else endIfDone();
-    });
+    }, PACE_MS);
     const endIfDone = () => {
       if (!hasEnded || !outlet.isQuiet) return;
       leader.close(outlet);

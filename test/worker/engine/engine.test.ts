@@ -7,7 +7,7 @@ import type { ModelSpec } from "../../../proto/gen/muster/v1/plan.ts";
 import { type Row, Sampling, type SlotUpdate, StepPlan } from "../../../proto/gen/muster/v1/worker.ts";
 import { type Engine, EngineError, type EngineRequest } from "../../../worker/engine/engine.ts";
 import { devices, gumbel, listenComm, noiseBits, openEngine } from "../../../worker/engine/native.ts";
-import { closing, Driver, opening, openPlaced, readPlaced, requestOf, rowOf } from "./open.ts";
+import { closing, Driver, opening, openPlaced, type Placing, readPlaced, requestOf, rowOf } from "./open.ts";
 
 let model: ModelSpec;
 beforeAll(async () => {
@@ -26,8 +26,8 @@ async function faultOf(promise: Promise<unknown>): Promise<EngineError["fault"]>
   throw error ?? new Error("it succeeded");
 }
 
-async function withEngine(body: (driver: Driver) => Promise<void>): Promise<void> {
-  const engine = await openPlaced(model);
+async function withEngine(body: (driver: Driver) => Promise<void>, placing: Placing = {}): Promise<void> {
+  const engine = await openPlaced(model, placing);
   try {
     await body(new Driver(engine));
   } finally {
@@ -75,19 +75,24 @@ test("E2: verified drafts, chunks and batch mates change no token", async () => 
 });
 
 test("two steps may be in flight, a third is refused, and results come in launch order", async () => {
-  await withEngine(async ({ engine }) => {
-    const order: number[] = [];
-    const launch = (step: bigint, rows: Row[], updates: SlotUpdate[] = []) =>
-      engine.launch({ step, rows, updates, incarnation: 0n });
-    const first = launch(1n, [rowOf(1, prompt.length)], [opening(1, prompt)]);
-    const second = launch(2n, [rowOf(1, 1)]);
-    const third = faultOf(launch(3n, [rowOf(1, 1)]));
-    await Promise.all([first.then(() => order.push(1)), second.then(() => order.push(2))]);
-    expect(await third).toMatchObject({ code: "invalid", field: "in_flight" });
-    expect(order).toEqual([1, 2]);
-    expect((await second).step).toBe(2n);
-    expect((await launch(3n, [rowOf(1, 1)])).rows[0]?.computed).toBe(prompt.length + 2);
-  });
+  // Plain loops over a long prompt: the first step takes much longer than launching the others.
+  const long = Array.from({ length: 120 }, (_, i) => (i * 37) % 2000);
+  await withEngine(
+    async ({ engine }) => {
+      const order: number[] = [];
+      const launch = (step: bigint, rows: Row[], updates: SlotUpdate[] = []) =>
+        engine.launch({ step, rows, updates, incarnation: 0n });
+      const first = launch(1n, [rowOf(1, long.length)], [opening(1, long)]);
+      const second = launch(2n, [rowOf(1, 1)]);
+      const third = faultOf(launch(3n, [rowOf(1, 1)]));
+      await Promise.all([first.then(() => order.push(1)), second.then(() => order.push(2))]);
+      expect(await third).toMatchObject({ code: "invalid", field: "in_flight" });
+      expect(order).toEqual([1, 2]);
+      expect((await second).step).toBe(2n);
+      expect((await launch(3n, [rowOf(1, 1)])).rows[0]?.computed).toBe(long.length + 2);
+    },
+    { backend: "ref" },
+  );
 });
 
 test("log-probabilities and margins come with each token", async () => {

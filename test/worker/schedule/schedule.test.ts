@@ -10,14 +10,15 @@ type Fake = {
   blocksHeld: number;
   remaining: number;
   draftCount: number;
-  preempted: number;
+  isUnsettled: boolean;
 };
 
-const state = (running: Fake[], waiting: Fake[], blocksTotal: number, slotsTotal: number) => ({
+const state = (running: Fake[], waiting: Fake[], blocksTotal: number, slotsTotal: number, isAhead = false) => ({
   running,
   waiting,
   blocksFree: blocksTotal - running.reduce((sum, each) => sum + each.blocksHeld, 0),
   slotsFree: slotsTotal - running.length,
+  isAhead,
 });
 
 /** Everything that must be true of one decision, whatever it decides. */
@@ -46,61 +47,137 @@ function check(decision: Decision<Fake>, before: ReturnType<typeof state>, budge
   expect(admit.map(({ sequence }) => sequence)).toEqual(before.waiting.slice(0, admit.length));
   expect(preempt).toEqual(before.running.slice(before.running.length - preempt.length).reverse());
   if (preempt.length > 0) expect(admit).toEqual([]);
+  // C5
+  if (before.isAhead) expect(preempt).toEqual([]);
+  if (before.running.some(({ isUnsettled }) => isUnsettled)) expect(rows).toEqual([]);
+  for (const { sequence } of rows) expect(sequence.remaining).toBeGreaterThan(0);
 }
 
-/** Runs the queue to its end as the leader would; `accepted` says how many guesses of a row turn out right. */
-function simulate(
-  requests: { prompt: number; answer: number }[],
-  budget: Budget,
-  blocksTotal: number,
-  draw: () => number,
-) {
-  const waiting: Fake[] = requests.map(({ prompt, answer }, id) => ({
-    id,
-    length: prompt,
-    computed: 0,
-    blocksHeld: 0,
-    remaining: answer,
-    draftCount: 0,
-    preempted: 0,
-  }));
-  const running: Fake[] = [];
-  const finished: number[] = [];
-  const trace: string[] = [];
-  const most = requests.reduce((sum, { prompt, answer }) => sum + (prompt + answer) * 40, 100);
-  for (let steps = 0; running.length + waiting.length > 0; steps++) {
-    expect(steps).toBeLessThan(most); // C2: everything ends
-    for (const each of running) each.draftCount = Math.floor(draw() * 6);
-    const before = state([...running], [...waiting], blocksTotal, 64);
-    const decision = schedule(before, budget);
-    check(decision, before, budget);
-    expect(decision.rows.length).toBeGreaterThan(0);
-    const oldest = running[0];
+type Request = { prompt: number; answer: number; most: number; guessed: boolean };
+type Flight = { step: number; rows: { sequence: Fake; drafts: number; sample: boolean; tokens: number }[] };
+
+/**
+ * Runs the queue to its end as the leader does, with up to `depth` steps in flight. A sequence ends after `answer` tokens or,
+ * as its request says and the scheduler knows, after `most`; `draw` says how many guesses there are and turn out right.
+ */
+class Simulation {
+  readonly #requests: readonly Request[];
+  readonly #budget: Budget;
+  readonly #depth: number;
+  readonly #draw: () => number;
+  readonly #waiting: Fake[];
+  readonly #running: Fake[] = [];
+  readonly #flights: Flight[] = [];
+  #blocksFree: number;
+  #resting: { step: number; blocks: number }[] = [];
+  #step = 0;
+  readonly #out = { finished: [] as number[], trace: [] as string[], ahead: 0, wasted: 0 };
+
+  constructor(options: {
+    requests: readonly Request[];
+    budget: Budget;
+    blocksTotal: number;
+    depth: number;
+    draw: () => number;
+  }) {
+    this.#requests = options.requests;
+    this.#budget = options.budget;
+    this.#depth = options.depth;
+    this.#draw = options.draw;
+    this.#blocksFree = options.blocksTotal;
+    this.#waiting = options.requests.map(({ prompt, most }, id) => ({
+      id,
+      length: prompt,
+      computed: 0,
+      blocksHeld: 0,
+      remaining: most,
+      draftCount: 0,
+      isUnsettled: false,
+    }));
+  }
+
+  run() {
+    const most = this.#requests.reduce((sum, { prompt, most }) => sum + (prompt + most) * 40, 100);
+    while (this.#running.length + this.#waiting.length > 0) {
+      expect(this.#step).toBeLessThan(most); // C2: everything ends
+      while (this.#flights.length < this.#depth && this.#launch()) {}
+      expect(this.#flights.length).toBeGreaterThan(0);
+      this.#land();
+    }
+    return this.#out;
+  }
+
+  #launch(): boolean {
+    const isAhead = this.#flights.length > 0;
+    for (const each of this.#running) {
+      const isGuessed = this.#requests[each.id]?.guessed && !each.isUnsettled;
+      each.draftCount = isGuessed ? Math.floor(this.#draw() * 6) : 0;
+    }
+    const [running, waiting] = [[...this.#running], [...this.#waiting]];
+    const before = { running, waiting, blocksFree: this.#blocksFree, slotsFree: 64 - running.length, isAhead };
+    const decision = schedule(before, this.#budget);
+    check(decision, before, this.#budget);
+    if (decision.rows.length === 0) return false;
+    const oldest = this.#running.find(({ remaining }) => remaining > 0);
     if (oldest) expect(decision.rows.some(({ sequence }) => sequence === oldest)).toBe(true); // C2
-    for (const victim of decision.preempt) {
-      running.splice(running.indexOf(victim), 1);
-      waiting.unshift(
-        Object.assign(victim, { computed: 0, blocksHeld: 0, draftCount: 0, preempted: victim.preempted + 1 }),
-      );
+    if (isAhead) this.#out.ahead++;
+    this.#apply(decision);
+    return true;
+  }
+
+  #apply({ preempt, admit, rows }: Decision<Fake>): void {
+    this.#step++;
+    for (const victim of preempt) {
+      this.#running.splice(this.#running.indexOf(victim), 1);
+      this.#blocksFree += victim.blocksHeld;
+      this.#waiting.unshift(Object.assign(victim, { computed: 0, blocksHeld: 0, draftCount: 0 }));
     }
-    for (const { sequence, blocks } of decision.admit) {
-      waiting.shift();
-      running.push(Object.assign(sequence, { blocksHeld: blocks }));
+    for (const { sequence, blocks } of admit) {
+      this.#waiting.shift();
+      this.#blocksFree -= blocks;
+      this.#running.push(Object.assign(sequence, { blocksHeld: blocks }));
     }
-    trace.push(JSON.stringify(decision.rows.map(({ sequence, count, drafts }) => [sequence.id, count, drafts])));
-    for (const { sequence, count, drafts, sample, grow } of decision.rows) {
-      const accepted = Math.floor(draw() * (drafts + 1));
+    this.#out.trace.push(JSON.stringify(rows.map(({ sequence, count, drafts }) => [sequence.id, count, drafts])));
+    const launched = rows.map(({ sequence, count, drafts, sample, grow }) => {
+      this.#blocksFree -= grow;
       sequence.blocksHeld += grow;
-      sequence.computed += count + accepted;
-      if (!sample) continue;
-      sequence.length += accepted + 1;
-      sequence.remaining -= accepted + 1;
-      if (sequence.remaining > 0) continue;
-      running.splice(running.indexOf(sequence), 1);
-      finished.push(sequence.id);
+      sequence.computed += count;
+      sequence.length += sample ? 1 : 0;
+      sequence.remaining -= sample ? 1 : 0;
+      sequence.isUnsettled = sample && this.#requests[sequence.id]?.guessed === true;
+      return { sequence, drafts, sample, tokens: 1 + Math.floor(this.#draw() * (drafts + 1)) };
+    });
+    expect(this.#blocksFree).toBeGreaterThanOrEqual(0);
+    this.#flights.push({ step: this.#step, rows: launched });
+  }
+
+  #land(): void {
+    const flight = this.#flights.shift();
+    if (flight === undefined) throw new Error("nothing is in flight");
+    for (const { blocks } of this.#resting.filter(({ step }) => step <= flight.step)) this.#blocksFree += blocks;
+    this.#resting = this.#resting.filter(({ step }) => step > flight.step);
+    for (const { sequence, sample, tokens } of flight.rows) {
+      if (!this.#running.includes(sequence)) this.#out.wasted++;
+      else if (sample) this.#commit(sequence, tokens);
     }
   }
-  return { finished, trace };
+
+  #commit(sequence: Fake, tokens: number): void {
+    const { prompt = 0, answer = 0, most = 0 } = this.#requests[sequence.id] ?? {};
+    sequence.isUnsettled = false;
+    sequence.length += tokens - 1;
+    sequence.computed += tokens - 1;
+    sequence.remaining -= tokens - 1;
+    const isInFlight = this.#flights.some(({ rows }) => rows.some((row) => row.sequence === sequence && row.sample));
+    const known = sequence.length - prompt - (isInFlight ? 1 : 0);
+    const end = Math.min(answer, most);
+    if (known < end) return;
+    this.#running.splice(this.#running.indexOf(sequence), 1);
+    this.#out.finished.push(sequence.id);
+    this.#resting.push({ step: this.#step, blocks: sequence.blocksHeld });
+    if (this.#flights.length > 0) return;
+    for (const { blocks } of this.#resting.splice(0)) this.#blocksFree += blocks;
+  }
 }
 
 const random = (seed: number) => () => {
@@ -109,10 +186,15 @@ const random = (seed: number) => () => {
 };
 
 const scenario = fc.record({
-  requests: fc.array(fc.record({ prompt: fc.integer({ min: 1, max: 60 }), answer: fc.integer({ min: 1, max: 40 }) }), {
-    minLength: 1,
-    maxLength: 20,
-  }),
+  requests: fc.array(
+    fc.record({
+      prompt: fc.integer({ min: 1, max: 60 }),
+      answer: fc.integer({ min: 1, max: 40 }),
+      most: fc.integer({ min: 1, max: 40 }),
+      guessed: fc.boolean(),
+    }),
+    { minLength: 1, maxLength: 20 },
+  ),
   budget: fc.record({
     tokensMax: fc.integer({ min: 1, max: 40 }),
     rowsMax: fc.integer({ min: 1, max: 10 }),
@@ -125,26 +207,50 @@ const scenario = fc.record({
 });
 type Scenario = typeof scenario extends fc.Arbitrary<infer T> ? T : never;
 
-const runOf = ({ requests, budget: given, spare, seed }: Scenario) => {
-  const longest = Math.max(...requests.map(({ prompt, answer }) => prompt + answer));
+const runOf = ({ requests, budget: given, spare, seed }: Scenario, depth: number) => {
+  const longest = Math.max(...requests.map(({ prompt, most }) => prompt + most));
   const budget = { ...given, runningMax: runningLimit(given) };
-  return simulate(requests, budget, blocksFor(longest, budget.blockTokens) + spare, random(seed));
+  const blocksTotal = blocksFor(longest, budget.blockTokens) + spare;
+  return new Simulation({ requests, budget, blocksTotal, depth, draw: random(seed) }).run();
 };
 
 describe("schedule", () => {
-  test("C1 to C4: never over budget, oldest first, everything that is admitted ends", () => {
+  test.each([1, 2])(
+    "C1 to C5, %i step(s) in flight: never over budget, oldest first, what is admitted ends",
+    (depth) => {
+      fc.assert(
+        fc.property(scenario, (given) => {
+          const { finished } = runOf(given, depth);
+          expect(finished.sort((a, b) => a - b)).toEqual(given.requests.map((_, id) => id));
+        }),
+        { numRuns: 100 },
+      );
+    },
+  );
+
+  test("running ahead wastes no row on what ends for certain", () => {
+    let [ahead, wasted] = [0, 0];
     fc.assert(
       fc.property(scenario, (given) => {
-        expect(runOf(given).finished.sort((a, b) => a - b)).toEqual(given.requests.map((_, id) => id));
+        const [one, two] = [runOf(given, 1), runOf(given, 2)];
+        expect(one.wasted).toBe(0);
+        // One row at most for each that ended earlier than it had to.
+        const early = given.requests.filter(({ answer, most }) => answer < most).length;
+        expect(two.wasted).toBeLessThanOrEqual(early);
+        ahead += two.ahead;
+        wasted += two.wasted;
       }),
       { numRuns: 100 },
     );
+    // Else the property has shown nothing.
+    expect(ahead).toBeGreaterThan(100);
+    expect(wasted).toBeGreaterThan(10);
   });
 
   test("the same state gives the same decision", () => {
     fc.assert(
       fc.property(scenario, (given) => {
-        expect(runOf(given).trace).toEqual(runOf(given).trace);
+        expect(runOf(given, 2).trace).toEqual(runOf(given, 2).trace);
       }),
       { numRuns: 25 },
     );
@@ -158,7 +264,7 @@ describe("schedule", () => {
     blocksHeld: blocksFor(length, 4),
     remaining: 50,
     draftCount,
-    preempted: 0,
+    isUnsettled: false,
   });
   const fresh = (id: number, length: number): Fake => ({
     id,
@@ -167,7 +273,7 @@ describe("schedule", () => {
     blocksHeld: 0,
     remaining: 50,
     draftCount: 0,
-    preempted: 0,
+    isUnsettled: false,
   });
   const rowsOf = ({ rows }: Decision<Fake>) => rows.map(({ sequence, count, drafts }) => [sequence.id, count, drafts]);
 

@@ -52,11 +52,13 @@ export class TableEngine implements Engine {
   readonly numericsId = "table-1";
   readonly options: TableOptions;
   /** What happened, for assertions. */
-  readonly seen = { steps: 0, rows: 0, tokensMost: 0, rowsMost: 0, opens: 0 };
+  readonly seen = { steps: 0, ahead: 0, rows: 0, tokensMost: 0, rowsMost: 0, opens: 0 };
   #slots = new Map<number, Slot>();
   #kv: Int32Array;
   #owner: Int32Array;
   #inFlight = 0;
+  /** Slots with a verify row in flight: nobody knows their lengths yet. */
+  #verifying = new Set<number>();
   #last = 0n;
   #isClosed = false;
 
@@ -77,10 +79,13 @@ export class TableEngine implements Engine {
     } catch (error) {
       return Promise.reject(error);
     }
-    this.#inFlight++;
+    if (this.#inFlight++ > 0) this.seen.ahead++;
+    const verifying = plan.rows.filter(({ drafts }) => drafts.length > 0).map(({ slot }) => slot);
+    for (const slot of verifying) this.#verifying.add(slot);
     return new Promise((resolve) =>
       setImmediate(() => {
         this.#inFlight--;
+        for (const slot of verifying) this.#verifying.delete(slot);
         resolve(result);
       }),
     );
@@ -109,6 +114,8 @@ export class TableEngine implements Engine {
     if (tokens > tokensMax) refuse("tokens", `${tokens} > ${tokensMax}`);
     if (plan.rows.some((row) => row.drafts.length > verifyMax)) refuse("drafts", "too many");
     if (new Set(plan.rows.map((row) => row.slot)).size !== plan.rows.length) refuse("rows", "slot twice");
+    for (const { slot } of [...plan.updates, ...plan.rows])
+      if (this.#verifying.has(slot)) refuse("slot", `${slot} has a verify row in flight`);
     for (const update of plan.updates) this.#update(update);
     const rows = plan.rows.map((row) => this.#row(row));
     this.seen.steps++;
