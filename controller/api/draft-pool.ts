@@ -45,6 +45,7 @@ export const draftPoolStatus = z.object({
   selector: z.string().max(1024).optional(),
   replicas: count.optional(),
   readyReplicas: count.optional(),
+  nextOrdinal: count.optional().describe("Ordinals of ReplicaGroups below it have been used."),
   ready: z.string().max(32).optional(),
   targets: listOf(z.string().max(253), TARGETS_MAX).optional().describe("ModelDeployments that it drafts for."),
   notices: notices.optional(),

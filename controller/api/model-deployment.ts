@@ -334,6 +334,7 @@ export const modelDeploymentStatus = z.object({
   selector: z.string().max(1024).optional().describe("Pods of this deployment, for the scale subresource."),
   replicas: count.optional().describe("ReplicaGroups that exist."),
   readyReplicas: count.optional(),
+  nextOrdinal: count.optional().describe("Ordinals of ReplicaGroups below it have been used."),
   targetReplicas: count.optional().describe("What the autoscaler wants."),
   ready: z.string().max(32).optional().describe("Ready ranks of wanted ones, such as 16/16."),
   readyRanks: count.optional(),

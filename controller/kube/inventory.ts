@@ -1,0 +1,218 @@
+// From Nodes, Pods and ResourceSlices to what there is to plan on and to place on. Owns what counts as a GPU of ours, why a
+// node is refused and what a person has to tell us; owns no reservation (reservations.ts) and no request to a server.
+//
+//   V1  free = allocatable - what every pod that is not over holds there, whoever's it is; never below 0.
+//   V2  a node that is refused or closed is named with its reason; none disappears silently.
+//   V3  order of input does not matter: nodes come out by name.
+import { LABELS } from "../api/meta.ts";
+import { type Device, deviceOf, type Inventory, type InventoryNode } from "../plan/hardware.ts";
+import type { KubeObject } from "./client.ts";
+import { fieldsOf, listOf, textOf } from "./fields.ts";
+import { type NodeFacts, nodeFacts, type Taint } from "./node-facts.ts";
+import { GPU_TOLERATION, isSelected, refusingTaint, type Toleration, taintText } from "./placing.ts";
+import { podFacts } from "./pod-facts.ts";
+
+export type GpuNode = {
+  name: string;
+  device: Device;
+  allocatable: number;
+  held: number;
+  free: number;
+  /** What its GPUs reach by NVLink: the clique, or the node alone. */
+  domain: string;
+  zone: string | undefined;
+  labels: Readonly<Record<string, string>>;
+  taints: readonly Taint[];
+  /** Undefined where new pods may go there. What runs there goes on. */
+  closed: { code: "cordoned" | "not-ready"; text: string } | undefined;
+};
+
+export type RefusedNode = { name: string; code: "mig" | "shared" | "dra-only" | "no-labels"; text: string };
+
+/** What a person can say that the cluster does not; said once for all nodes it is about. */
+export type Need = {
+  code: "gpu-labels" | "unknown-product" | "unhealthy-gpus";
+  text: string;
+  nodes: readonly string[];
+};
+
+export type ClusterInventory = { nodes: readonly GpuNode[]; refused: readonly RefusedNode[]; needs: readonly Need[] };
+
+export type ClusterObjects = {
+  nodes: readonly KubeObject[];
+  pods: readonly KubeObject[];
+  /** Empty where the API server has none. */
+  slices: readonly KubeObject[];
+};
+
+const DRA_DRIVER = "gpu.nvidia.com";
+/** Stands in for products without a row of their own: the slowest that is served, so that no promise is too high. */
+const UNKNOWN_LIKE = "L40S";
+
+/** `product`: what nodes without labels are taken for, because a person has said so. */
+export function inventoryOf(objects: ClusterObjects, product?: string): ClusterInventory {
+  const held = heldByNode(objects.pods);
+  const sliced = slicedNodes(objects.slices);
+  const nodes: GpuNode[] = [];
+  const refused: RefusedNode[] = [];
+  const missing: Missing = { labels: [], unknown: [], unhealthy: [] };
+  for (const facts of objects.nodes.map(nodeFacts).toSorted((one, other) => (one.name < other.name ? -1 : 1))) {
+    const { name } = facts;
+    if (facts.split !== undefined) {
+      refused.push({ name, ...facts.split });
+      continue;
+    }
+    if (facts.gpus === 0) {
+      if (sliced.has(name)) refused.push({ name, code: "dra-only", text: DRA_TEXT });
+      continue;
+    }
+    const device = deviceOn(facts, product);
+    if (device === undefined) {
+      missing.labels.push(name);
+      refused.push({ name, code: "no-labels", text: "neither product nor memory of its GPUs is known" });
+      continue;
+    }
+    if (!device.isKnown) missing.unknown.push(name);
+    if ((facts.cards ?? 0) > facts.gpus) missing.unhealthy.push(name);
+    nodes.push(gpuNode(facts, device.device, held.get(name) ?? 0));
+  }
+  return { nodes, refused, needs: needsOf(missing) };
+}
+
+const DRA_TEXT =
+  "its GPUs are offered by DRA (ResourceSlices of gpu.nvidia.com) and not as nvidia.com/gpu; run the device plugin there";
+
+function gpuNode(facts: NodeFacts, device: Device, held: number): GpuNode {
+  const { name, gpus, labels, taints, zone } = facts;
+  const free = Math.max(0, gpus - held);
+  const closed: GpuNode["closed"] =
+    facts.notReady !== undefined
+      ? { code: "not-ready", text: facts.notReady }
+      : facts.isCordoned
+        ? { code: "cordoned", text: "it is cordoned" }
+        : undefined;
+  return { name, device, allocatable: gpus, held, free, domain: facts.clique ?? name, zone, labels, taints, closed };
+}
+
+function heldByNode(pods: readonly KubeObject[]): Map<string, number> {
+  const held = new Map<string, number>();
+  for (const object of pods) {
+    const pod = podFacts(object);
+    // A nominated pod waits for the end of those it preempts; the scheduler keeps the room for it, and so do we. For pods of
+    // our own the reservation keeps it already.
+    const isOurs = pod.labels[LABELS.group] !== undefined;
+    const node = pod.node || (isOurs ? "" : pod.nominated);
+    if (node !== "" && !pod.isOver && pod.gpus > 0) held.set(node, (held.get(node) ?? 0) + pod.gpus);
+  }
+  return held;
+}
+
+function slicedNodes(slices: readonly KubeObject[]): Set<string> {
+  const names = new Set<string>();
+  for (const slice of slices) {
+    const spec = fieldsOf(slice.spec);
+    const node = textOf(spec.nodeName);
+    if (node !== undefined && spec.driver === DRA_DRIVER && listOf(spec.devices).length > 0) names.add(node);
+  }
+  return names;
+}
+
+/** Names of nodes. */
+type Missing = { labels: string[]; unknown: string[]; unhealthy: string[] };
+
+function needsOf(missing: Missing): Need[] {
+  const needs: Need[] = [];
+  const ask = (code: Need["code"], nodes: string[], text: (count: string) => string): void => {
+    const count = nodes.length === 1 ? "1 node" : `${nodes.length} nodes`;
+    if (nodes.length > 0) needs.push({ code, nodes, text: text(count) });
+  };
+  ask(
+    "gpu-labels",
+    missing.labels,
+    (count) => `${count} offer GPUs without saying which: run GPU feature discovery, or write spec.gpu.product`,
+  );
+  ask(
+    "unknown-product",
+    missing.unknown,
+    (count) =>
+      `${count} have GPUs of a product without known speeds: fits are exact, predicted speeds are those of ${UNKNOWN_LIKE}`,
+  );
+  ask(
+    "unhealthy-gpus",
+    missing.unhealthy,
+    (count) => `${count} have more GPUs than they offer: look at the device plugin there`,
+  );
+  return needs;
+}
+
+// ---- products ----
+
+/** Names that GPU feature discovery writes. PCIe and NVL boards of the same chip are slower and have no row. */
+const PRODUCTS: readonly [RegExp, string][] = [
+  [/GB200/i, "GB200"],
+  [/B200/i, "B200"],
+  [/H200/i, "H200"],
+  [/H100/i, "H100"],
+  [/H800/i, "H800"],
+  [/A100-SXM.*80GB/i, "A100-80"],
+  [/L40S/i, "L40S"],
+];
+const SLOW_BOARD = /PCIe|NVL(?!\d)/i;
+
+/** `NVIDIA-H100-80GB-HBM3` -> `H100`; undefined for what has no row in the hardware table. */
+export function productOf(label: string): string | undefined {
+  const exact = deviceOf(label)?.product;
+  if (exact !== undefined) return exact;
+  if (SLOW_BOARD.test(label)) return undefined;
+  return PRODUCTS.find(([pattern]) => pattern.test(label))?.[1];
+}
+
+function deviceOn(facts: NodeFacts, said: string | undefined): { device: Device; isKnown: boolean } | undefined {
+  const label = facts.product ?? said;
+  const row = label === undefined ? undefined : deviceOf(productOf(label) ?? "");
+  if (row !== undefined) {
+    // Never more than the table has: a plan made from a notation such as 8xH200 is then the plan of the cluster.
+    const memoryBytes = Math.min(row.memoryBytes, facts.memoryBytes ?? row.memoryBytes);
+    return { device: { ...row, memoryBytes }, isKnown: true };
+  }
+  const like = deviceOf(UNKNOWN_LIKE);
+  if (facts.memoryBytes === undefined || like === undefined) return undefined;
+  return { device: { ...like, product: label ?? "GPU", memoryBytes: facts.memoryBytes }, isKnown: false };
+}
+
+// ---- for the planner ----
+
+export type Selection = {
+  product?: string | undefined;
+  nodeSelector?: Readonly<Record<string, string>> | undefined;
+  tolerations?: readonly Toleration[] | undefined;
+};
+
+/** Why pods of this wish may not go to the node; undefined where they may. */
+export function whyNot(node: GpuNode, selection: Selection): string | undefined {
+  if (node.closed !== undefined) return node.closed.text;
+  if (!isProduct(node, selection.product)) return `its GPUs are ${node.device.product}`;
+  if (!isSelected(node.labels, selection.nodeSelector ?? {})) return "the node selector does not match";
+  const taint = refusingTaint(node.taints, [GPU_TOLERATION, ...(selection.tolerations ?? [])]);
+  return taint === undefined ? undefined : `the taint ${taintText(taint)} is not tolerated`;
+}
+
+function isProduct(node: GpuNode, wished: string | undefined): boolean {
+  if (wished === undefined) return true;
+  const name = productOf(wished) ?? wished;
+  return name.toLowerCase() === node.device.product.toLowerCase();
+}
+
+/**
+ * What the planner may count on: `free` for a group that is to be placed now, `all` for what the hardware could hold if
+ * nobody else were there (whether a wish can ever be met). Nodes without any are left out.
+ */
+export function plannable(view: ClusterInventory, selection: Selection, count: "free" | "all"): Inventory {
+  const nodes = view.nodes.flatMap((node): InventoryNode[] => {
+    const devices = count === "free" ? node.free : node.allocatable;
+    if (devices === 0 || whyNot(node, selection) !== undefined) return [];
+    const { name, device, domain } = node;
+    return [{ kind: "gpu", name, devices: Array.from({ length: devices }, () => device), linkDomain: domain }];
+  });
+  return { nodes };
+}

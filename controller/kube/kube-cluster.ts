@@ -1,0 +1,395 @@
+// Cluster over pods, for one ReplicaGroup: the same reconciler as over local processes. Owns what the reconciler's actions
+// mean in objects of the API server, and what those objects mean as workers; decides nothing about incarnations.
+//
+//   P1  a pod's incarnation is in its labels and never changes; one that is not the record's is never counted, only ended.
+//   P2  an incarnation is recorded as begun only while the ledger has a place for all of it; its pods are created after
+//       that, closed.
+//   P3  gates open only when all pods of the incarnation exist and the ledger holds the reservation of the whole: one patch
+//       for each, refused where the pod is not the one that was looked at.
+//   P4  starting goes on by observing: a controller that dies at any line is followed by one that sees pods and record, and
+//       carries on or gives back. What fails for a moment is tried again at the next look and is said meanwhile.
+//   P5  what has never run when its bound is over (a place: T of the ledger; a start: PULL_MS) counts as ended.
+//   P6  an answer of any other pod is silence (worker-identity.ts).
+import { isDeepStrictEqual } from "node:util";
+import { Phase } from "../../proto/gen/muster/v1/control.ts";
+import type { LoadRequest } from "../../proto/gen/muster/v1/worker.ts";
+import type { Inventory } from "../plan/hardware.ts";
+import {
+  type Action,
+  type Cluster,
+  type GroupRecord,
+  type GroupSeen,
+  type WorkerName,
+  type WorkerSeen,
+  workerTitle,
+} from "../reconcile/cluster.ts";
+import { isConflict, isTransient, type KubeApi, KubeError, type KubeObject, keyOf } from "./client.ts";
+import type { Clock } from "./clock.ts";
+import type { GangStores, Gangs, GroupWish, Place } from "./gang.ts";
+import { gangPod } from "./gang-pods.ts";
+import { groupOf, recordOf, withRecord } from "./group-record.ts";
+import { type OwnPod, PodStarter } from "./pod-starter.ts";
+import { type PodCause, podState } from "./pod-state.ts";
+import { replicaGroups } from "./resources.ts";
+import type { Delta, Store } from "./store.ts";
+import type { WorkerLinks } from "./worker-link.ts";
+import { WorkerSight } from "./worker-sight.ts";
+
+export type KubeClusterOptions = {
+  /** `namespace/name` of the ReplicaGroup: what the reconciler calls its group. */
+  group: string;
+  api: KubeApi;
+  stores: GangStores;
+  gangs: Gangs;
+  links: WorkerLinks;
+  clock: Clock;
+  /** What the pods say has changed: between two changes of what the reconciler says. */
+  onCause?: (cause: PodCause) => void;
+};
+
+/** After something failed that is no action's: the next look, if nothing changes before. */
+const AGAIN_MS = 1_000;
+const CAPACITY_CODES = ["capacity-short", "never-fits", "behind"];
+
+type Look = { object: KubeObject; record: GroupRecord; wish: GroupWish; own: OwnPod[]; others: OwnPod[] };
+
+export class KubeCluster implements Cluster {
+  readonly #options: KubeClusterOptions;
+  readonly #starter: PodStarter;
+  readonly #sight: WorkerSight;
+  readonly #bells = new Set<() => void>();
+  readonly #unsubscribe: (() => void)[];
+  readonly #closed = new AbortController();
+  /** Workers that the reconciler has started and whose pod is still to be created, of `#wantedOf`. */
+  readonly #wanted = new Set<number>();
+  #wantedOf = -1n;
+  /** The incarnation that this process has recorded as begun and seen no pod of: nothing of it can have run. */
+  #begunHere = -1n;
+  #uid: string | undefined;
+  #isWaiting = true;
+  #ringsMs = Number.POSITIVE_INFINITY;
+  /** `asked`: why it has not begun, while it asks; `seen`: why what has begun is not further. */
+  #causes: { asked: PodCause | undefined; seen: PodCause | undefined } = { asked: undefined, seen: undefined };
+
+  constructor(options: KubeClusterOptions) {
+    const { api, stores, clock, links } = options;
+    this.#options = options;
+    const nowMs = () => clock.nowMs();
+    this.#starter = new PodStarter({
+      api,
+      pods: stores.pods,
+      nodes: stores.nodes,
+      nowMs,
+      onOpening: (pod, reservation) => options.gangs.opening(pod, reservation),
+    });
+    this.#sight = new WorkerSight(links, nowMs);
+    const listen = (store: Store, isOurs: (object: KubeObject) => boolean) =>
+      store.subscribe((delta: Delta) => {
+        if (isOurs(delta.object)) this.ring();
+      });
+    this.#unsubscribe = [
+      listen(stores.groups, (object) => keyOf(object) === options.group),
+      listen(stores.pods, (object) => this.#isWaiting || this.#isOwn(object)),
+      listen(stores.nodes, () => this.#isWaiting),
+    ];
+  }
+
+  /** What the pods say of why the group is not further, as of the last look; for refineStatus. */
+  get cause(): PodCause | undefined {
+    return this.#causes.asked ?? this.#causes.seen;
+  }
+
+  async inventory(): Promise<Inventory> {
+    return this.#options.gangs.inventory(this.#look().wish);
+  }
+
+  async observe(group: string, signal: AbortSignal): Promise<GroupSeen> {
+    if (group !== this.#options.group)
+      throw new Error(`this is the cluster of ${this.#options.group}, not of ${group}`);
+    const before = this.#look();
+    const place = await this.#carryOn(before, signal);
+    // Again: what was created and opened meanwhile has been learnt.
+    const { record, wish, own, others } = this.#look();
+    const nowMs = this.#options.clock.nowMs();
+    this.#sight.keep(new Set([...own, ...others].map(({ object: { metadata } }) => metadata.uid ?? "")));
+    const looks = [...own, ...others].map(({ object: pod, pod: { incarnation, worker } }) => {
+      const isCurrent = incarnation === record.incarnation;
+      return {
+        name: { group, incarnation, worker },
+        pod,
+        port: wish.port,
+        isCurrent,
+        place: isCurrent ? place : undefined,
+        nowMs,
+      };
+    });
+    // Those that have ended and are only to be swept away are not shown: nothing of them runs.
+    const shown = looks.filter(({ isCurrent, pod }) => isCurrent || podState(pod).kind !== "ended");
+    const workers = await Promise.all(shown.map((look) => this.#sight.see(look, signal)));
+    workers.push(...this.#unborn(record, place, nowMs));
+    this.#isWaiting =
+      !record.begun || (place !== undefined && place.kind !== "reserved") || own.length < wish.devices.length;
+    this.#setCauses({ ...this.#causes, seen: this.#causeOf(own, record, place) });
+    signal.throwIfAborted();
+    return { group, record, workers };
+  }
+
+  async apply(action: Action, signal: AbortSignal): Promise<void> {
+    switch (action.kind) {
+      case "record":
+        return this.#record(action.replaces, action.record, signal);
+      case "start-worker":
+        return this.#start(action.name, signal);
+      case "load-worker":
+        return this.#load(action.name, action.request, signal);
+      case "stop-worker":
+        return this.#stop(action.name, action.graceMs, signal);
+      default:
+        throw new Error(`unreachable: action ${JSON.stringify(action satisfies never)}`);
+    }
+  }
+
+  async changed(signal: AbortSignal, untilMs: number): Promise<void> {
+    const bell = new AbortController();
+    const ring = () => bell.abort();
+    this.#bells.add(ring);
+    await this.#options.clock.sleep(AbortSignal.any([signal, bell.signal, this.#closed.signal]), untilMs);
+    this.#bells.delete(ring);
+  }
+
+  /** Something about the group has changed that no store tells: a worker gets on with its Load. */
+  ring(): void {
+    for (const ring of [...this.#bells]) ring();
+  }
+
+  /** The group has gone, or this process ends. */
+  close(): void {
+    this.#closed.abort();
+    this.#options.gangs.forget(this.#options.group);
+    for (const unsubscribe of this.#unsubscribe) unsubscribe();
+    this.#sight.keep(new Set());
+  }
+
+  #isOwn({ metadata }: KubeObject): boolean {
+    return metadata.ownerReferences?.some(({ uid }) => uid === this.#uid) ?? false;
+  }
+
+  /** Throws where the stores cannot tell (C3). */
+  #look(): Look {
+    const { group: key, stores, gangs } = this.#options;
+    const { groups, pods, nodes } = stores;
+    if (!groups.isSynced || !pods.isSynced || !nodes.isSynced)
+      throw new Error("groups, pods and nodes are not listed yet");
+    const object = groups.get(key);
+    if (object === undefined) throw new Error(`ReplicaGroup ${key} is not there`);
+    const group = groupOf(object);
+    const wish = gangs.wishOf(group);
+    if (wish === undefined) throw new Error(`the plan of ReplicaGroup ${key} is not there yet`);
+    const record = recordOf(group);
+    this.#uid = object.metadata.uid;
+    const all = pods.ownedBy(object.metadata.uid ?? "").flatMap((pod): OwnPod[] => {
+      const read = gangPod(pod);
+      return read === undefined ? [] : [{ object: pod, pod: read }];
+    });
+    all.sort((one, other) => one.pod.worker - other.pod.worker);
+    const { incarnation } = record;
+    if (this.#wantedOf !== incarnation || !record.begun) {
+      this.#wanted.clear();
+      this.#starter.reset();
+      this.#wantedOf = incarnation;
+    }
+    const own = all.filter(({ pod }) => pod.incarnation === incarnation);
+    return { object, record, wish, own, others: all.filter(({ pod }) => pod.incarnation !== incarnation) };
+  }
+
+  // ---- starting ----
+
+  /** Does what is missing of what was begun (P4). Answers the incarnation's place, undefined where none has begun. */
+  async #carryOn(look: Look, signal: AbortSignal): Promise<Place | undefined> {
+    const { record, wish, others } = look;
+    const { group, gangs, clock } = this.#options;
+    const { incarnation } = record;
+    const older = others.filter(({ pod }) => pod.incarnation < incarnation);
+    if (!(await this.#starter.sweep(older, signal))) this.#againAt(clock.nowMs() + AGAIN_MS);
+    if (!record.begun) return undefined;
+    let place = gangs.placeOf(group, incarnation, clock.nowMs());
+    if (place.kind === "released") {
+      gangs.blame(group, incarnation, place.blamed);
+      return place;
+    }
+    await this.#createWanted(look, signal);
+    // Everything anew and in one moment: creating took time, and the place may be another's by now.
+    const now = this.#look();
+    if (now.record.incarnation !== incarnation || !now.record.begun) return undefined;
+    place = gangs.placeOf(group, incarnation, clock.nowMs());
+    const isWhole = wish.devices.every((_, worker) => now.own.some(({ pod }) => pod.worker === worker));
+    const isOpened =
+      place.kind === "reserved" && isWhole && (await this.#starter.open(now.own, place.reservation, signal));
+    if (!isOpened) this.#againAt(Math.min(gangs.wakeMs, clock.nowMs() + AGAIN_MS));
+    else this.#againAt(gangs.wakeMs);
+    return place;
+  }
+
+  /**
+   * In the order of workers, and gates open in that order: so a pod that is missing has never run where one before it is still
+   * closed. Any other that is missing may have run, and may still on a node that nobody reaches: its name is not used again.
+   */
+  async #createWanted({ object, record, wish, own }: Look, signal: AbortSignal): Promise<void> {
+    const { incarnation } = record;
+    if (own.length > 0) this.#begunHere = -1n;
+    const isFresh = this.#begunHere === incarnation;
+    for (const worker of [...this.#wanted].toSorted((one, other) => one - other)) {
+      const isThere = own.some(({ pod }) => pod.worker === worker);
+      const isNew = isFresh || own.some(({ pod }) => pod.worker < worker && pod.state === "waiting");
+      if (!isThere && !isNew) this.#starter.refuse(worker, "it was there and has gone; its name is not used again");
+      else if (!isThere && !(await this.#starter.create(object, wish, { incarnation, worker }, signal))) return;
+      else this.#wanted.delete(worker);
+    }
+  }
+
+  /** A wake-up of our own; one is on its way at a time, the earliest. */
+  #againAt(atMs: number): void {
+    if (atMs >= this.#ringsMs || atMs === Number.POSITIVE_INFINITY) return;
+    this.#ringsMs = atMs;
+    const { clock } = this.#options;
+    void clock.sleep(this.#closed.signal, atMs).then(() => {
+      if (this.#ringsMs !== atMs) return;
+      this.#ringsMs = Number.POSITIVE_INFINITY;
+      this.ring();
+    });
+  }
+
+  /** Workers that were started and have no pod yet (C2): waiting, or refused for good. */
+  #unborn({ incarnation }: GroupRecord, place: Place | undefined, nowMs: number): WorkerSeen[] {
+    return [...this.#wanted].map((worker): WorkerSeen => {
+      const trouble = this.#starter.troubleOf(worker);
+      const name = { group: this.#options.group, incarnation, worker };
+      const detail =
+        place?.kind === "released" ? place.text : `its pod is not created: ${trouble?.text ?? "not tried yet"}`;
+      if (place?.kind === "released" || trouble?.isFinal) {
+        return { name, address: "", state: { kind: "exited", code: null, signal: null, detail } };
+      }
+      return {
+        name,
+        address: "",
+        state: { kind: "running", view: { kind: "silent", sinceMs: nowMs, detail, last: undefined } },
+      };
+    });
+  }
+
+  /** The first of what keeps it from running, in the order of the phases. */
+  #causeOf(own: readonly OwnPod[], record: GroupRecord, place: Place | undefined): PodCause | undefined {
+    if (!record.begun) return undefined;
+    for (const worker of this.#wanted) {
+      const trouble = this.#starter.troubleOf(worker);
+      if (trouble === undefined) continue;
+      const text = `the pod of worker ${worker} cannot be created: ${trouble.text}`;
+      return { phase: Phase.SCHEDULING, code: "pod-refused", text, sinceMs: trouble.sinceMs };
+    }
+    const pending = own.map(({ object }) => podState(object)).filter((state) => state.kind === "pending");
+    const unplaced = pending.find(({ isPlaced }) => !isPlaced);
+    if (unplaced !== undefined && place?.kind === "waiting" && place.code !== "binding")
+      return causeOfPlace(place, unplaced.cause.sinceMs);
+    return (unplaced ?? pending[0])?.cause ?? this.#muteOf(own);
+  }
+
+  /** Its container runs, its program does not answer yet. */
+  #muteOf(own: readonly OwnPod[]): PodCause | undefined {
+    for (const { object, pod } of own) {
+      const state = podState(object);
+      if (state.kind !== "running" || this.#sight.hasSpoken(object.metadata.uid ?? "")) continue;
+      const text = `pod ${pod.name} runs on ${pod.node} and does not answer yet`;
+      return { phase: Phase.PULLING, code: "mute", text, sinceMs: state.startedMs };
+    }
+    return undefined;
+  }
+
+  #setCauses(causes: { asked: PodCause | undefined; seen: PodCause | undefined }): void {
+    const before = this.cause;
+    this.#causes = causes;
+    const { cause } = this;
+    // Where there is none any more, what the reconciler says next takes its place.
+    if (cause !== undefined && !isDeepStrictEqual(before, cause)) this.#options.onCause?.(cause);
+  }
+
+  // ---- actions ----
+
+  async #record(replaces: bigint, record: GroupRecord, signal: AbortSignal): Promise<void> {
+    const { group, gangs, clock } = this.#options;
+    const { object, record: stored } = this.#look();
+    if (isDeepStrictEqual(withRecord(object.status, record), object.status)) return;
+    if (stored.incarnation !== replaces)
+      throw new Error(`record of ${group}: incarnation is ${stored.incarnation}, not ${replaces}`);
+    if (record.begun && !stored.begun) {
+      const { place, sinceMs } = gangs.ask(group, record.incarnation, clock.nowMs());
+      if (place.kind !== "reserved") {
+        this.#setCauses({ ...this.#causes, asked: causeOfPlace(place, sinceMs) });
+        throw new Error(place.text);
+      }
+    } else gangs.withdraw(group);
+    this.#setCauses({ ...this.#causes, asked: undefined });
+    await this.#write(object, record, signal);
+    if (record.begun && !stored.begun) this.#begunHere = record.incarnation;
+  }
+
+  async #write(object: KubeObject, record: GroupRecord, signal: AbortSignal): Promise<void> {
+    const { api, stores } = this.#options;
+    const status = withRecord(object.status, record);
+    try {
+      stores.groups.learn(await api.replaceStatus(replicaGroups, { ...object, status }, signal));
+    } catch (error) {
+      if (signal.aborted || !(isConflict(error) || isTransient(error))) throw error;
+      // A write without an answer may have happened (A4 of client.ts): the server knows.
+      const live = await this.#relearn(signal);
+      const isWritten = live !== undefined && isDeepStrictEqual(withRecord(live.status, record), live.status);
+      if (!isWritten) throw error;
+    }
+  }
+
+  /** Whoever has written meanwhile: the next look shall see it. Where even that fails the watch will tell. */
+  async #relearn(signal: AbortSignal): Promise<KubeObject | undefined> {
+    const { api, group, stores } = this.#options;
+    const [namespace, name = ""] = group.split("/");
+    try {
+      const live = await api.get(replicaGroups, name, namespace, signal);
+      if (live !== undefined) stores.groups.learn(live);
+      return live;
+    } catch (error) {
+      if (!(error instanceof KubeError)) throw error;
+      return undefined;
+    }
+  }
+
+  async #start(name: WorkerName, signal: AbortSignal): Promise<void> {
+    const look = this.#look();
+    const { incarnation, begun } = look.record;
+    if (!begun || incarnation !== name.incarnation)
+      throw new Error(
+        `${workerTitle(name)} is not started: the record is at ${incarnation}${begun ? "" : ", not begun"}`,
+      );
+    this.#wanted.add(name.worker);
+    await this.#carryOn(look, signal);
+  }
+
+  async #load(name: WorkerName, request: LoadRequest, signal: AbortSignal): Promise<void> {
+    const { own, wish, record } = this.#look();
+    const found = own.find(({ pod }) => pod.worker === name.worker && record.incarnation === name.incarnation);
+    const target = found && this.#sight.targetOf({ name, pod: found.object, port: wish.port });
+    if (target === undefined) throw new Error(`${workerTitle(name)} has no address yet`);
+    await this.#options.links.load(target, request, signal);
+  }
+
+  async #stop(name: WorkerName, graceMs: number, signal: AbortSignal): Promise<void> {
+    const { own, others, record } = this.#look();
+    if (name.incarnation === record.incarnation) this.#wanted.delete(name.worker);
+    const found = [...own, ...others].find(
+      ({ pod }) => pod.worker === name.worker && pod.incarnation === name.incarnation,
+    );
+    if (found !== undefined) await this.#starter.end(found.object, graceMs, signal);
+  }
+}
+
+function causeOfPlace(place: Exclude<Place, { kind: "reserved" }>, sinceMs: number): PodCause {
+  const phase = CAPACITY_CODES.includes(place.code) ? Phase.CAPACITY_SHORT : Phase.SCHEDULING;
+  return { phase, code: place.code, text: place.text, sinceMs };
+}

@@ -1,0 +1,175 @@
+// Brings the pods of a begun incarnation into being and opens their gates; ends those of older ones that nobody else ends.
+// Idempotent: every call looks at the stores and does what is missing. What the server does not do now is said and tried again.
+
+import { patchSeen } from "./apply.ts";
+import {
+  isAlreadyThere,
+  isConflict,
+  isNotFound,
+  isRefused,
+  type KubeApi,
+  KubeError,
+  type KubeObject,
+} from "./client.ts";
+import { millisOf } from "./fields.ts";
+import type { GroupWish } from "./gang.ts";
+import type { GangPod, Reservation } from "./gang-pods.ts";
+import { nodeFacts } from "./node-facts.ts";
+import { openingOf } from "./pods.ts";
+import { pods as podResource } from "./resources.ts";
+import type { Store } from "./store.ts";
+
+/** `isFinal`: the server will not have it, now or later. */
+export type StartTrouble = { text: string; isFinal: boolean; sinceMs: number };
+
+export type OwnPod = { object: KubeObject; pod: GangPod };
+
+export type StarterOptions = {
+  api: KubeApi;
+  pods: Store;
+  nodes: Store;
+  nowMs: () => number;
+  /** Before a gate's patch is sent. */
+  onOpening: (pod: KubeObject, reservation: Reservation) => void;
+};
+
+/** After a pod's grace on a node that does not report: its kubelet would have ended it by now, if it could. */
+const LOST_SLACK_MS = 5_000;
+
+export class PodStarter {
+  readonly #options: StarterOptions;
+  /** Worker -> why its pod is not there yet. */
+  readonly #troubles = new Map<number, StartTrouble>();
+
+  constructor(options: StarterOptions) {
+    this.#options = options;
+  }
+
+  troubleOf(worker: number): StartTrouble | undefined {
+    return this.#troubles.get(worker);
+  }
+
+  refuse(worker: number, text: string): void {
+    this.#fail(worker, text, true);
+  }
+
+  reset(): void {
+    this.#troubles.clear();
+  }
+
+  /** Creates the pod closed; answers whether it is there. A failure is kept for `troubleOf`. */
+  async create(
+    group: KubeObject,
+    wish: GroupWish,
+    name: { incarnation: bigint; worker: number },
+    signal: AbortSignal,
+  ): Promise<boolean> {
+    const { api, pods } = this.#options;
+    const { incarnation, worker } = name;
+    const object = wish.podOf(group, incarnation, worker);
+    try {
+      pods.learn(await api.create(podResource, object, signal));
+      this.#troubles.delete(worker);
+      return true;
+    } catch (error) {
+      if (isAlreadyThere(error)) return this.#adopt(group, object, worker, signal);
+      if (!(error instanceof KubeError)) throw error;
+      return this.#fail(worker, error.message, isRefused(error) && !isQuota(error));
+    }
+  }
+
+  /** A reply that was lost, or a pod of a group of the same name that is being collected. */
+  async #adopt(group: KubeObject, wanted: KubeObject, worker: number, signal: AbortSignal): Promise<boolean> {
+    const { name, namespace } = wanted.metadata;
+    try {
+      const there = await this.#options.api.get(podResource, name, namespace, signal);
+      const isOurs = there?.metadata.ownerReferences?.some(({ uid }) => uid === group.metadata.uid) ?? false;
+      if (there === undefined) return this.#fail(worker, `pod ${name} was just there and has gone`, false);
+      if (!isOurs) return this.#fail(worker, `a pod ${name} of another owner is in its place`, false);
+      this.#options.pods.learn(there);
+      this.#troubles.delete(worker);
+      return true;
+    } catch (error) {
+      if (!(error instanceof KubeError)) throw error;
+      return this.#fail(worker, error.message, false);
+    }
+  }
+
+  #fail(worker: number, text: string, isFinal: boolean): false {
+    const sinceMs = this.#troubles.get(worker)?.sinceMs ?? this.#options.nowMs();
+    this.#troubles.set(worker, { text, isFinal, sinceMs });
+    return false;
+  }
+
+  /** Opens what is still closed; the first patch makes the reservation outlive this process. Answers whether all went well. */
+  async open(own: readonly OwnPod[], reservation: Reservation, signal: AbortSignal): Promise<boolean> {
+    const { api, pods } = this.#options;
+    for (const { object, pod } of own) {
+      if (pod.state !== "waiting") continue;
+      try {
+        this.#options.onOpening(object, reservation);
+        const operations = openingOf(object, pod.worker, reservation);
+        pods.learn(await patchSeen(api, podResource, object, { operations, signal }));
+      } catch (error) {
+        if (!(error instanceof KubeError)) throw error;
+        await this.#relearn(object, signal);
+        return false;
+      }
+    }
+    return true;
+  }
+
+  /** The next look shall be at what is. Where even that fails the watch will tell. */
+  async #relearn({ metadata }: KubeObject, signal: AbortSignal): Promise<void> {
+    try {
+      const live = await this.#options.api.get(podResource, metadata.name, metadata.namespace, signal);
+      if (live !== undefined) this.#options.pods.learn(live);
+    } catch (error) {
+      if (!(error instanceof KubeError)) throw error;
+    }
+  }
+
+  /** Asks the server to end it; one that has gone already is no failure. */
+  async end({ metadata }: KubeObject, graceMs: number, signal: AbortSignal): Promise<void> {
+    const gracePeriodSeconds = Math.ceil(graceMs / 1000);
+    const preconditions = metadata.uid === undefined ? {} : { uid: metadata.uid };
+    try {
+      await this.#options.api.delete(
+        podResource,
+        metadata.name,
+        metadata.namespace,
+        { preconditions, gracePeriodSeconds },
+        signal,
+      );
+    } catch (error) {
+      if (!isNotFound(error) && !isConflict(error)) throw error; // a conflict: another pod of this name, and so this one has gone
+    }
+  }
+
+  /** Of older incarnations: pods that have ended, and those that no kubelet is there to end. Answers whether all went well. */
+  async sweep(older: readonly OwnPod[], signal: AbortSignal): Promise<boolean> {
+    for (const { object, pod } of older) {
+      if (pod.state !== "over" && !this.#isLost(object, pod)) continue;
+      try {
+        await this.end(object, 0, signal);
+      } catch (error) {
+        if (!(error instanceof KubeError)) throw error;
+        return false;
+      }
+    }
+    return true;
+  }
+
+  /** Its incarnation has ended, its grace is over, its node does not report: whatever may still run there is fenced off. */
+  #isLost(object: KubeObject, pod: GangPod): boolean {
+    const goneMs = millisOf(object.metadata.deletionTimestamp);
+    if (goneMs === undefined || pod.state !== "bound" || this.#options.nowMs() < goneMs + LOST_SLACK_MS) return false;
+    const node = this.#options.nodes.get(pod.node);
+    return node === undefined || nodeFacts(node).notReady !== undefined;
+  }
+}
+
+/** A namespace's quota may have room later. */
+function isQuota(error: KubeError): boolean {
+  return error.code === 403 && error.message.includes("exceeded quota");
+}

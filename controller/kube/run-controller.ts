@@ -1,0 +1,171 @@
+// The controller on a cluster: leads, and while it leads, keeps stores and looks after owners of groups. Owns what a term is
+// made of and that it ends whole: with the term everything ends, and the next one begins with lists of its own.
+//
+//   T1  every write of a term goes through its fence; a term begins with fresh lists, so nothing decided in another is acted on.
+//   T2  a part that breaks ends the term: half a controller is worse than another one's turn.
+import { apiVersionOf, type KubeApi, KubeError, type Resource } from "./client.ts";
+import type { Clock } from "./clock.ts";
+import { ClusterView } from "./cluster-view.ts";
+import { Deployments, type DeploymentsOptions } from "./deployments.ts";
+import { EventRecorder } from "./events.ts";
+import { FencedApi } from "./fenced-api.ts";
+import { LeaderElector, type LeaseTimes, type Term } from "./lease.ts";
+import type { KubeMetrics } from "./metrics.ts";
+import type { Planner } from "./plan-desk.ts";
+import { backoffMs } from "./rate-limit.ts";
+import { Reflector } from "./reflector.ts";
+import * as kinds from "./resources.ts";
+import { Store } from "./store.ts";
+
+export type Stores = {
+  deployments: Store;
+  pools: Store;
+  plans: Store;
+  groups: Store;
+  nodes: Store;
+  pods: Store;
+  /** Undefined where the server has no ResourceSlices. */
+  slices: Store | undefined;
+};
+
+/** What the parts of one term work with. */
+export type Lead = { api: KubeApi; stores: Stores; view: ClusterView; term: Term; events: EventRecorder };
+
+/** Runs until the term's signal aborts. */
+export type Part = (lead: Lead) => Promise<void>;
+
+export type ControllerOptions = Pick<
+  DeploymentsOptions,
+  "workerImage" | "loadOf" | "onBecause" | "onFailure" | "limits"
+> & {
+  api: KubeApi;
+  clock: Clock;
+  random: () => number;
+  planner: Planner;
+  /** Owners of this namespace alone; undefined: of all. Nodes and pods are those of the whole cluster. */
+  namespace?: string;
+  lease: { namespace: string; name: string; times?: LeaseTimes };
+  /** Of this process and no other, ever. */
+  identity: string;
+  /** Beside the owners: groups, their workers, reports. */
+  parts?: readonly Part[];
+  onLead?: (isLeading: boolean) => void;
+  metrics?: KubeMetrics;
+};
+
+const CONTROLLER = "muster.dev/controller";
+
+/** Resolves when aborted; rejects where a part breaks. */
+export async function runController(options: ControllerOptions, signal: AbortSignal): Promise<void> {
+  const { api, clock, random, lease, identity, metrics, onLead } = options;
+  const elector = new LeaderElector({ api, clock, random, ...lease, identity, ...(metrics ? { metrics } : {}) });
+  while (!signal.aborted) {
+    await elector.lead(async (term) => {
+      onLead?.(true);
+      try {
+        await leadOnce(options, term);
+      } finally {
+        onLead?.(false);
+      }
+    }, signal);
+  }
+}
+
+async function leadOnce(options: ControllerOptions, term: Term): Promise<void> {
+  const { clock, random, metrics, identity } = options;
+  const api = new FencedApi(options.api, term);
+  const ended = new AbortController();
+  const signal = AbortSignal.any([term.signal, ended.signal]);
+  const hasSlices = await untilAnswered(options, signal, () => options.api.serves(kinds.resourceSlices, signal));
+  if (hasSlices === undefined) return;
+  const stores = storesOf(hasSlices);
+  const { nodes, pods, slices } = stores;
+  const view = new ClusterView({ nodes, pods, ...(slices ? { slices } : {}) }, () => clock.nowMs());
+  const meters = metrics === undefined ? {} : { metrics };
+  const events = new EventRecorder({ api, clock, random, controller: CONTROLLER, instance: identity, ...meters });
+  const lead: Lead = { api, stores, view, term: { ...termOf(term), signal }, events };
+  const deployments = new Deployments({ ...options, api, stores, view, events, ...meters });
+  const parts = [
+    ...reflectors(options, api, stores).map((reflector) => reflector.run(signal)),
+    events.run(signal),
+    deployments.run(signal),
+    ...(options.parts ?? []).map((part) => part(lead)),
+  ];
+  try {
+    await Promise.race([Promise.all(parts), broken(parts)]);
+  } finally {
+    ended.abort();
+    await Promise.allSettled(parts);
+  }
+}
+
+const BACKOFF = { baseMs: 500, maxMs: 10_000 };
+
+/** Undefined where the signal aborts before. */
+async function untilAnswered<T>(
+  { clock, random }: Pick<ControllerOptions, "clock" | "random">,
+  signal: AbortSignal,
+  ask: () => Promise<T>,
+): Promise<T | undefined> {
+  for (let failures = 1; !signal.aborted; failures += 1) {
+    try {
+      return await ask();
+    } catch (error) {
+      if (signal.aborted) return undefined;
+      if (!(error instanceof KubeError)) throw error;
+      await clock.sleep(signal, clock.nowMs() + backoffMs(failures, BACKOFF, random));
+    }
+  }
+  return undefined;
+}
+
+const termOf = (term: Term) => ({
+  fence: term.fence,
+  transitions: term.transitions,
+  isHeld: () => term.isHeld(),
+});
+
+/** Rejects with the first part that does (T2). */
+async function broken(parts: readonly Promise<void>[]): Promise<never> {
+  const { promise, reject } = Promise.withResolvers<never>();
+  for (const part of parts) part.catch(reject);
+  return promise;
+}
+
+function storesOf(hasSlices: boolean): Stores {
+  return {
+    deployments: new Store(),
+    pools: new Store(),
+    plans: new Store(),
+    groups: new Store(),
+    nodes: new Store(),
+    pods: new Store(),
+    slices: hasSlices ? new Store() : undefined,
+  };
+}
+
+function reflectors(
+  { namespace, clock, random, metrics }: ControllerOptions,
+  api: KubeApi,
+  stores: Stores,
+): Reflector[] {
+  const own = namespace === undefined ? {} : { namespace };
+  const made = (resource: Resource, store: Store, selection: { namespace?: string } = {}): Reflector =>
+    new Reflector({ api, resource, store, clock, random, ...selection, ...(metrics === undefined ? {} : { metrics }) });
+  return [
+    made(kinds.modelDeployments, stores.deployments, own),
+    made(kinds.draftPools, stores.pools, own),
+    made(kinds.shardPlans, stores.plans, own),
+    made(kinds.replicaGroups, stores.groups, own),
+    made(kinds.nodes, stores.nodes),
+    made(kinds.pods, stores.pods),
+    ...(stores.slices === undefined ? [] : [made(kinds.resourceSlices, stores.slices)]),
+  ];
+}
+
+/** Kinds that the API server does not serve though the chart installs them: said before anything is tried. */
+export async function missingKinds(api: KubeApi, signal: AbortSignal): Promise<string[]> {
+  const needed = [kinds.modelDeployments, kinds.draftPools, kinds.shardPlans, kinds.replicaGroups];
+  const served = await Promise.all(needed.map((resource) => api.serves(resource, signal)));
+  return needed.filter((_, index) => !served[index]).map((resource) => `${resource.kind} (${apiVersionOf(resource)})`);
+}

@@ -1,0 +1,135 @@
+// The command itself, as a process, against the simulated API server behind a real socket: planning happens in its thread.
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { text } from "node:stream/consumers";
+import { afterEach, expect, test } from "vitest";
+import { parseModelDeployment, parseShardPlan } from "../../../controller/api/parse.ts";
+import * as kinds from "../../../controller/kube/resources.ts";
+import { SimApiServer } from "../../sim/api-server.ts";
+import { SimHttpServer } from "../../sim/http-server.ts";
+import { realTime } from "../../sim/virtual-time.ts";
+
+const { signal } = new AbortController();
+const RESOURCES = Object.values(kinds).filter((kind) => typeof kind !== "string");
+const MODULE = new URL("../../../controller/cli/controller.ts", import.meta.url).href;
+const SCRIPT = `const { controllerCommand } = await import(${JSON.stringify(MODULE)}); await controllerCommand().parseAsync();`;
+const GPU_NODE = {
+  apiVersion: "v1",
+  kind: "Node",
+  metadata: { name: "gpu-1", labels: { "nvidia.com/gpu.product": "NVIDIA-H200" } },
+};
+const GPU_STATUS = {
+  allocatable: { "nvidia.com/gpu": "8" },
+  conditions: [{ type: "Ready", status: "True" }],
+};
+
+const cleanups: (() => unknown)[] = [];
+afterEach(async () => {
+  for (const clean of cleanups.splice(0).toReversed()) await clean();
+});
+
+async function begin(resources: readonly (typeof RESOURCES)[number][]) {
+  const api = new SimApiServer(realTime);
+  const http = await SimHttpServer.listen(api, { resources });
+  cleanups.push(() => http.close());
+  const folder = await mkdtemp(join(tmpdir(), "muster-controller-"));
+  cleanups.push(() => rm(folder, { recursive: true, force: true }));
+  const kubeconfig = join(folder, "config.json");
+  const config = {
+    apiVersion: "v1",
+    kind: "Config",
+    clusters: [{ name: "sim", cluster: { server: http.url } }],
+    users: [{ name: "me", user: { token: "t" } }],
+    contexts: [{ name: "sim", context: { cluster: "sim", user: "me", namespace: "serving" } }],
+    "current-context": "sim",
+  };
+  await writeFile(kubeconfig, JSON.stringify(config));
+  const args = [
+    "--input-type=module",
+    "-e",
+    SCRIPT,
+    "--",
+    "--kubeconfig",
+    kubeconfig,
+    "--worker-image",
+    "worker@sha256:0",
+  ];
+  const child = spawn(process.execPath, args, { stdio: ["ignore", "ignore", "pipe"] });
+  cleanups.push(() => child.kill("SIGKILL"));
+  return { api, child };
+}
+
+async function endOf(child: ChildProcess): Promise<{ code: unknown; stderr: string }> {
+  const said = child.stderr === null ? Promise.resolve("") : text(child.stderr);
+  const [code] = await once(child, "exit");
+  return { code, stderr: await said };
+}
+
+async function till<T>(look: () => T | undefined): Promise<T> {
+  for (let tries = 0; tries < 600; tries++) {
+    const found = look();
+    if (found !== undefined) return found;
+    await new Promise((done) => setTimeout(done, 50));
+  }
+  throw new Error("waited 30 s in vain");
+}
+
+test("plans a real model in its thread, makes the groups, and gives the lease back when asked to end", async () => {
+  const { api, child } = await begin(RESOURCES);
+  const node = await api.create(kinds.nodes, GPU_NODE, signal);
+  await api.replaceStatus(kinds.nodes, { ...node, status: GPU_STATUS }, signal);
+  const metadata = { name: "chat", namespace: "serving" };
+  const spec = {
+    model: { source: "builtin://nano-maverick" },
+    gpu: { count: 4 },
+    parallelism: { tp: 4, ep: 2, etp: 2 },
+  };
+  const wish = { apiVersion: "muster.dev/v1alpha1", kind: "ModelDeployment", metadata, spec };
+  const ended = endOf(child);
+  await api.create(kinds.modelDeployments, wish, signal);
+  const group = await till(() => api.objects(kinds.replicaGroups)[0]);
+  const [stored] = api.objects(kinds.shardPlans);
+  const plan = parseShardPlan(stored);
+  expect(plan).toMatchObject({
+    kind: "ok",
+    value: {
+      spec: { cut: { tp: 4, ep: 2, etp: 2 }, image: "worker@sha256:0", model: { source: "builtin://nano-maverick" } },
+    },
+  });
+  expect(group.spec).toMatchObject({ plan: stored?.metadata.name, ordinal: 0, state: "Serving" });
+  const status = await till(() => {
+    const parsed = parseModelDeployment(api.objects(kinds.modelDeployments)[0]);
+    return parsed.kind === "ok" && parsed.value.status?.replicas === 1 ? parsed.value.status : undefined;
+  });
+  expect(status).toMatchObject({ plan: "tp4·ep2·1x", ready: "0/4", phase: "Scheduling", observedGeneration: 1 });
+  child.kill("SIGTERM");
+  const { code, stderr } = await ended;
+  expect({ code, stderr: code === 0 ? "" : stderr }).toEqual({ code: 0, stderr: "" });
+  expect(api.objects(kinds.leases)[0]?.spec).toMatchObject({ holderIdentity: "" });
+});
+
+test("a source that is not there is the cause, with its field, and a cluster without the chart is said", async () => {
+  const { api, child } = await begin(RESOURCES);
+  const node = await api.create(kinds.nodes, GPU_NODE, signal);
+  await api.replaceStatus(kinds.nodes, { ...node, status: GPU_STATUS }, signal);
+  const metadata = { name: "chat", namespace: "serving" };
+  const spec = { model: { source: "builtin://nobody" } };
+  await api.create(
+    kinds.modelDeployments,
+    { apiVersion: "muster.dev/v1alpha1", kind: "ModelDeployment", metadata, spec },
+    signal,
+  );
+  const cause = await till(() => {
+    const parsed = parseModelDeployment(api.objects(kinds.modelDeployments)[0]);
+    return parsed.kind === "ok" && parsed.value.status?.phase === "Infeasible" ? parsed.value.status.cause : undefined;
+  });
+  expect(cause.message).toMatch(/^spec\.model\.source: .*nobody/);
+  child.kill("SIGTERM");
+  const bare = await begin([kinds.pods, kinds.leases]);
+  const { code, stderr } = await endOf(bare.child);
+  expect(code).toBe(2);
+  expect(stderr).toContain("the cluster does not serve ModelDeployment (muster.dev/v1alpha1)");
+});
