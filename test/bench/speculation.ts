@@ -1,7 +1,7 @@
 // Question: what do drafts from another process bring one stream, in tokens per target step and in tokens per second?
 // Method: `muster up` with nano-maverick on one rank and nano-draft in a process of its own, real nats-server, 4 tokens drafted,
 //   50 ms wait; 32 prompts x 96 tokens, one stream at a time, end of text ignored, with and without speculation in turn; at
-//   temperatures 0, 0.7 and 1.0. Tokens per target step = completion tokens / steps after prefill. Two prompts warm up first.
+//   temperatures 0, 0.7 and 1.0. Tokens per target step = completion tokens / steps after prefill. The clock starts once the draft's guesses arrive, and two prompts later.
 // Checked in the same run: token ids with and without speculation are equal.
 // Machine: printed, and a column of each row. Three processes share its cores, so time is no measure of a draft pod of its own.
 // Not measured: several streams, other models, a network between the pods.
@@ -12,6 +12,7 @@ import { readFileSync } from "node:fs";
 import os from "node:os";
 import { join } from "node:path";
 import { Muster } from "../cluster/muster.ts";
+import { until } from "../until.ts";
 import { appendRow, commit, median } from "./row.ts";
 
 const TOKENS = 96;
@@ -44,6 +45,7 @@ async function main(): Promise<number> {
   const up = await Muster.up(["builtin://nano-maverick", "--draft", "builtin://nano-draft", "--draft-wait-ms", "50"]);
   let isSame = true;
   try {
+    await until(async () => (await ask(up, prompts[0] ?? "", 0, true)).accepted > 0, "the draft is of use");
     console.log(`${prompts.length} prompts x ${TOKENS} tokens, one stream; ${cpu}, ${cores} cores, load ${load}`);
     for (const temperature of TEMPERATURES) {
       const pairs: { on: Answer; off: Answer }[] = [];
