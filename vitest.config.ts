@@ -5,6 +5,7 @@ const CLUSTER = [
   "test/cluster/controlplane.test.ts",
   "test/cluster/kubelet.test.ts",
   "test/cluster/kubelet/**/*.test.ts",
+  "test/controller/kube/real-server.test.ts",
 ];
 const isCluster = process.env.MUSTER_TEST_CLUSTER === "1";
 
