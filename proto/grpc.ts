@@ -4,6 +4,9 @@ import type { ChannelOptions } from "@grpc/grpc-js";
 /** Largest message either way: a ShardPlan of a 128-expert model with all of its tensors is about 8 MiB. */
 export const MESSAGE_BYTES_MAX = 64 * 1024 * 1024;
 
+/** Header in which a worker is told whom it is meant to be, and says who it is: the UID of its pod. */
+export const POD_UID_HEADER = "muster-pod-uid";
+
 export const channelOptions: ChannelOptions = {
   "grpc.max_receive_message_length": MESSAGE_BYTES_MAX,
   "grpc.max_send_message_length": MESSAGE_BYTES_MAX,

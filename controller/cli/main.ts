@@ -33,6 +33,16 @@ const COMMANDS: Record<string, { summary: string; load: () => Promise<Command> }
     summary: "one node's slice of a group (started by up or a pod)",
     load: async () => (await import("./worker.ts")).workerCommand(),
   },
+  controller: {
+    summary: "reconcile ModelDeployments on a Kubernetes cluster",
+    load: async () => {
+      const [{ controllerCommand }, { groupsPart }] = await Promise.all([
+        import("./controller.ts"),
+        import("../kube/groups-part.ts"),
+      ]);
+      return controllerCommand((installation) => [groupsPart(installation)]);
+    },
+  },
   gateway: { summary: "the front door alone", load: async () => (await import("./gateway.ts")).gatewayCommand() },
 };
 

@@ -50,8 +50,9 @@ async function serve(flags: Flags): Promise<void> {
   process.on("SIGTERM", onSignal).on("SIGINT", onSignal);
   if (flags.lifeline) watchStdin(onSignal);
   const { listen, incarnation, worker, commHost, drainSeconds } = flags;
+  const podUid = process.env.MUSTER_POD_UID || undefined;
   try {
-    await runWorker({ listen, incarnation, worker, commHost, drainMs: drainSeconds * 1000 }, stop.signal);
+    await runWorker({ listen, incarnation, worker, commHost, podUid, drainMs: drainSeconds * 1000 }, stop.signal);
   } catch (error) {
     if (!(error instanceof FaultError)) throw error;
     process.stderr.write(`muster worker: ${error.message}\n`);

@@ -29,6 +29,8 @@ export type WorkerTemplate = {
   command: readonly string[];
   serviceAccountName: string;
   port: number;
+  /** Address in the pod on which it listens; default: all of them. May name $(MUSTER_POD_IP). */
+  listenHost?: string | undefined;
   /** Upper bound of what ranks share through memory; it counts as memory of the pod. */
   shmSize: string;
   resources: { requests: Quantities; limits: Quantities };
@@ -161,8 +163,8 @@ export function workerPod(who: WorkerIdentity, template: WorkerTemplate, wishes:
 }
 
 function container(who: WorkerIdentity, template: WorkerTemplate, patch: PodPatch | undefined): unknown {
-  const { port } = template;
-  const flags = { listen: `0.0.0.0:${port}`, incarnation: who.incarnation, worker: who.worker };
+  const { port, listenHost = "0.0.0.0" } = template;
+  const flags = { listen: `${listenHost}:${port}`, incarnation: who.incarnation, worker: who.worker };
   const more = { "comm-host": "$(MUSTER_POD_IP)", "drain-seconds": drainSecondsOf(template) };
   const args = Object.entries({ ...flags, ...more }).flatMap(([flag, value]) => [`--${flag}`, String(value)]);
   return {
@@ -173,6 +175,8 @@ function container(who: WorkerIdentity, template: WorkerTemplate, patch: PodPatc
     args,
     env: [
       { name: "MUSTER_POD_IP", valueFrom: { fieldRef: { fieldPath: "status.podIP" } } },
+      // Whose answers are whose: a worker says which pod it is, and refuses what is meant for another.
+      { name: "MUSTER_POD_UID", valueFrom: { fieldRef: { fieldPath: "metadata.uid" } } },
       { name: "MUSTER_NODE_NAME", valueFrom: { fieldRef: { fieldPath: "spec.nodeName" } } },
       { name: "MUSTER_CACHE", value: patch?.hostCache?.path ?? HOST_CACHE },
       ...(patch?.env ?? []).map(({ name, value }) => ({ name, value })),

@@ -16,11 +16,9 @@ import {
   WorkerClient,
   type WorkerDescription,
 } from "../../proto/gen/muster/v1/worker.ts";
-import { channelOptions } from "../../proto/grpc.ts";
+import { channelOptions, POD_UID_HEADER } from "../../proto/grpc.ts";
 import type { WorkerName } from "../reconcile/cluster.ts";
 
-/** Header in which a worker is told whom it is meant to be, and says who it is: the UID of its pod. */
-export const POD_UID_HEADER = "muster-pod-uid";
 export const DESCRIBE_TIMEOUT_MS = 2_000;
 /** Until a worker says the first word about its Load; the bytes take longer, but are not waited for. */
 export const LOAD_TAKEN_TIMEOUT_MS = 10_000;

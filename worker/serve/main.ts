@@ -10,7 +10,7 @@ import { FaultError, invalid } from "../../proto/fault.ts";
 import { WorkerPhase, WorkerService } from "../../proto/gen/muster/v1/worker.ts";
 import { channelOptions } from "../../proto/grpc.ts";
 import type { Backend } from "./role.ts";
-import { WorkerHost } from "./worker-service.ts";
+import { settled, WorkerHost } from "./worker-service.ts";
 
 /** After SIGTERM: what has not ended by then goes on elsewhere. Whoever stops us kills soon after. */
 const DRAIN_MS = 2_000;
@@ -27,6 +27,8 @@ export type WorkerRun = {
   readonly incarnation: bigint;
   /** Index in the group; 0 leads. */
   readonly worker: number;
+  /** Of the pod this worker is in: it answers with it, and refuses callers that mean another pod. */
+  readonly podUid?: string | undefined;
   /** Where collectives listen; default 127.0.0.1. */
   readonly commHost?: string;
   /** Default: the native engine. */
@@ -46,7 +48,12 @@ export async function runWorker(run: WorkerRun, signal: AbortSignal): Promise<vo
   lostState.catch(() => {}); // awaited below; it may come before
   const backend = run.backend ?? (await nativeBackend());
   const listener = backend.listen(run.commHost ?? "127.0.0.1");
-  const me = { incarnation: run.incarnation, worker: run.worker, cpu: cpus()[0]?.model ?? "unknown" };
+  const me = {
+    incarnation: run.incarnation,
+    worker: run.worker,
+    cpu: cpus()[0]?.model ?? "unknown",
+    podUid: run.podUid,
+  };
   const host = new WorkerHost({ me, backend, listener, onLost: lose });
   const server = new Server(channelOptions);
   server.addService(WorkerService, host.service);
@@ -111,16 +118,6 @@ function removeSocket(path: string): void {
 async function shutdown(server: Server): Promise<void> {
   await settled(new Promise<void>((resolve) => server.tryShutdown(() => resolve())), LAST_WORDS_MS);
   server.forceShutdown();
-}
-
-function settled(work: Promise<void>, limitMs: number): Promise<void> {
-  return new Promise((resolve) => {
-    const timer = setTimeout(resolve, limitMs);
-    work.finally(() => {
-      clearTimeout(timer);
-      resolve();
-    });
-  });
 }
 
 const aborted = (signal: AbortSignal): Promise<void> =>

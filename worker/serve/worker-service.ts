@@ -1,7 +1,7 @@
 // The gRPC service of a worker. Owns fencing (requests of another incarnation do nothing), the life of streams and their
 // back-pressure; what a request means is decided by the role (role.ts) that a Load gave this worker.
 import type { ServerDuplexStream, ServerUnaryCall, ServerWritableStream, sendUnaryData } from "@grpc/grpc-js";
-import { status } from "@grpc/grpc-js";
+import { Metadata, status } from "@grpc/grpc-js";
 import { FaultError, lost } from "../../proto/fault.ts";
 import {
   type DescribeRequest,
@@ -23,6 +23,7 @@ import {
   type WorkerServer,
   type WorkerStats,
 } from "../../proto/gen/muster/v1/worker.ts";
+import { POD_UID_HEADER } from "../../proto/grpc.ts";
 import type { CommListener, Engine } from "../engine/engine.ts";
 import { faultError, otherIncarnation, type RpcError, rpcError } from "./grpc-error.ts";
 import { Life } from "./life.ts";
@@ -40,7 +41,13 @@ const STATS_CHANGE_MS = 100;
 const DRAIN_MS = 30_000;
 const DRAIN_MS_MAX = 600_000;
 
-export type WorkerIdentity = { readonly incarnation: bigint; readonly worker: number; readonly cpu: string };
+export type WorkerIdentity = {
+  readonly incarnation: bigint;
+  readonly worker: number;
+  readonly cpu: string;
+  /** Of the pod this worker is in; undefined where it is in none: then it is known by its address alone. */
+  readonly podUid: string | undefined;
+};
 
 type Leading = Extract<Role, { kind: "leader" }>;
 
@@ -53,6 +60,8 @@ export class WorkerHost {
   #loading: Promise<void> | undefined;
   #role: Role | undefined;
   #hasLeader = false;
+  /** Of a follower that drains: its leader has gone. */
+  readonly #left = Promise.withResolvers<void>();
   readonly #onLost: (error: FaultError) => void;
 
   constructor(options: {
@@ -84,7 +93,10 @@ export class WorkerHost {
   /** Admits nothing new, waits for what runs at most so long, cuts the rest. */
   async drain(timeoutMs: number): Promise<DrainResponse> {
     if (this.life.now.phase === WorkerPhase.SERVING) this.life.change({ phase: WorkerPhase.DRAINING });
-    return this.#role?.kind === "leader" ? this.#role.leader.drain(timeoutMs) : { ended: 0, cut: 0 };
+    if (this.#role?.kind === "leader") return this.#role.leader.drain(timeoutMs);
+    // All workers of a group are asked to end at once, and the leader's sequences need this one's ranks: it goes last.
+    if (this.#hasLeader) await settled(this.#left.promise, timeoutMs);
+    return { ended: 0, cut: 0 };
   }
 
   /** Ends the role, or the load that would make one. */
@@ -101,7 +113,7 @@ export class WorkerHost {
     call: ServerUnaryCall<DescribeRequest, WorkerDescription>,
     callback: sendUnaryData<WorkerDescription>,
   ): void {
-    const refused = this.#fence(call.request.incarnation);
+    const refused = this.#identify(call) ?? this.#fence(call.request.incarnation);
     const { incarnation, worker, cpu } = this.#me;
     if (refused !== undefined) callback(refused);
     else callback(null, { incarnation, worker, cpu, commAddress: this.#listener.address, ...this.life.now });
@@ -109,7 +121,7 @@ export class WorkerHost {
 
   #load(call: ServerWritableStream<LoadRequest, LoadProgress>): void {
     const { request } = call;
-    const refused = this.#fence(request.incarnation) ?? this.#wrongWorker(request.worker);
+    const refused = this.#identify(call) ?? this.#fence(request.incarnation) ?? this.#wrongWorker(request.worker);
     if (refused !== undefined) return void call.emit("error", refused);
     this.#loading ??= this.#become(request);
     let writtenMs = 0;
@@ -151,6 +163,18 @@ export class WorkerHost {
     if (this.life.now.phase === WorkerPhase.FAILED) return;
     this.life.change({ phase: WorkerPhase.FAILED, fault: error.fault });
     this.#onLost(error);
+  }
+
+  /** Says which pod this is; a caller that means another one has an address that was another's. */
+  #identify(call: Pick<ServerUnaryCall<unknown, unknown>, "metadata" | "sendMetadata">): RpcError | undefined {
+    const { podUid } = this.#me;
+    if (podUid === undefined) return undefined;
+    const said = new Metadata();
+    said.set(POD_UID_HEADER, podUid);
+    call.sendMetadata(said);
+    const [asked] = call.metadata.get(POD_UID_HEADER);
+    if (asked === undefined || asked.toString() === podUid) return undefined;
+    return rpcError(status.FAILED_PRECONDITION, `this is pod ${podUid}, not ${asked.toString()}`);
   }
 
   #fence(asked: bigint): RpcError | undefined {
@@ -301,9 +325,13 @@ export class WorkerHost {
       isMine = true;
       this.#follow(role.engine, plan, call);
     });
-    call.on("end", () => call.end());
+    call.on("end", () => {
+      if (isMine) this.#left.resolve();
+      call.end();
+    });
     const gone = () => {
-      if (isMine) this.#lose(new FaultError(lost("leader_lost", "the leader's stream broke off")));
+      if (isMine && this.life.now.phase === WorkerPhase.DRAINING) this.#left.resolve();
+      else if (isMine) this.#lose(new FaultError(lost("leader_lost", "the leader's stream broke off")));
     };
     call.on("cancelled", gone);
     call.on("error", gone);
@@ -332,6 +360,17 @@ function numericsIdOf(role: Role): string {
     case "draft":
       return role.engine.numericsId;
   }
+}
+
+/** Resolves when the work has, or at the limit. */
+export function settled(work: Promise<void>, limitMs: number): Promise<void> {
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, limitMs);
+    work.finally(() => {
+      clearTimeout(timer);
+      resolve();
+    });
+  });
 }
 
 function roomOf(call: ServerWritableStream<ScoreRequest, ScoreChunk>, signal: AbortSignal): Promise<void> {

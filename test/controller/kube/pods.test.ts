@@ -334,7 +334,7 @@ describe("what a patch may not", () => {
         const references = listOf(worker?.env)
           .map(fieldsOf)
           .flatMap(({ valueFrom }) => Object.keys(fieldsOf(valueFrom)));
-        expect(references).toEqual(["fieldRef", "fieldRef"]);
+        expect(references).toEqual(["fieldRef", "fieldRef", "fieldRef"]);
         for (const side of ["requests", "limits"])
           expect(fieldsOf(fieldsOf(worker?.resources)[side])["nvidia.com/gpu"]).toBe(8);
         expect(gangPod(pod)).toMatchObject({

@@ -9,7 +9,7 @@ import {
 } from "@grpc/grpc-js";
 import { expect, onTestFinished, describe as suite, test } from "vitest";
 import { identify } from "../../../controller/kube/worker-identity.ts";
-import { GrpcWorkerLinks, POD_UID_HEADER, type WorkerTarget } from "../../../controller/kube/worker-link.ts";
+import { GrpcWorkerLinks, type WorkerTarget } from "../../../controller/kube/worker-link.ts";
 import {
   type DescribeRequest,
   type LoadProgress,
@@ -19,6 +19,7 @@ import {
   WorkerPhase,
   WorkerService,
 } from "../../../proto/gen/muster/v1/worker.ts";
+import { POD_UID_HEADER } from "../../../proto/grpc.ts";
 import { describe } from "../reconcile/groups.ts";
 
 const never = new AbortController().signal;

@@ -1,6 +1,4 @@
-import { mkdtempSync, rmSync } from "node:fs";
 import { createRequire } from "node:module";
-import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import {
   credentials,
@@ -11,144 +9,31 @@ import {
 } from "@grpc/grpc-js";
 import { loadSync } from "@grpc/proto-loader";
 import { service as healthService } from "grpc-health-check";
-import { pino } from "pino";
-import { afterEach, describe, expect, test } from "vitest";
-import { ModelSpec, ShardPlan } from "../../../proto/gen/muster/v1/plan.ts";
+import { describe, expect, test } from "vitest";
 import {
   type Chunk,
   Fault_Kind,
   Finish_Reason,
-  type LoadProgress,
-  LoadRequest,
   Open,
   type ScoreChunk,
-  type StepDigest,
-  StepPlan,
   type SubmitResponse,
-  WorkerClient,
   WorkerPhase,
   type WorkerStats,
 } from "../../../proto/gen/muster/v1/worker.ts";
-import { channelOptions } from "../../../proto/grpc.ts";
 import { EngineError } from "../../../worker/engine/engine.ts";
-import { runWorker } from "../../../worker/serve/main.ts";
-import { TableEngine } from "../schedule/table-engine.ts";
-import { answer, Bench, EOS, nanoSpec, tableDefaults } from "./harness.ts";
-
-const INCARNATION = 7n;
-const CONTEXT = 400;
-const quiet = pino({ level: "silent" });
-
-class Worker {
-  readonly address: string;
-  readonly client: WorkerClient;
-  readonly stop = new AbortController();
-  readonly ended: Promise<void>;
-  readonly listening: Promise<string>;
-  engine: TableEngine | undefined;
-  constructor(folder: string, index = 0, tweak: (engine: TableEngine) => TableEngine = (engine) => engine) {
-    this.address = `unix:${folder}/worker-${index}.sock`;
-    let heard: (address: string) => void = () => {};
-    this.listening = new Promise((resolve) => (heard = resolve));
-    const backend = {
-      listen: () => ({ address: "127.0.0.1:1" }),
-      openEngine: async () => (this.engine = tweak(new TableEngine({ ...tableDefaults, boost: new Map([[EOS, 1]]) }))),
-    };
-    const { address: listen } = this;
-    const run = {
-      listen,
-      incarnation: INCARNATION,
-      worker: index,
-      backend,
-      log: quiet,
-      drainMs: 200,
-      onListening: heard,
-    };
-    this.ended = runWorker(run, this.stop.signal);
-    this.ended.catch(() => {});
-    this.client = new WorkerClient(this.address, credentials.createInsecure(), channelOptions);
-  }
-}
-
-const workers: Worker[] = [];
-const folders: string[] = [];
-afterEach(async () => {
-  for (const worker of workers.splice(0)) {
-    worker.stop.abort();
-    worker.client.close();
-    await worker.ended.catch(() => {});
-  }
-  for (const folder of folders.splice(0)) rmSync(folder, { recursive: true });
-});
-
-function folder(): string {
-  const made = mkdtempSync(join(tmpdir(), "muster-"));
-  folders.push(made);
-  return made;
-}
-
-async function start(where: string, index = 0, tweak?: (engine: TableEngine) => TableEngine): Promise<Worker> {
-  const worker = new Worker(where, index, tweak);
-  workers.push(worker);
-  await worker.listening;
-  return worker;
-}
-
-function loadRequest(index: number, addresses: string[]): LoadRequest {
-  const { rowsMax, tokensMax, verifyMax, slotsMax, vocab } = tableDefaults;
-  const model = ModelSpec.fromPartial({
-    name: "table",
-    vocabSize: vocab,
-    contextTokens: CONTEXT,
-    stopIds: [EOS],
-    tokenizer: nanoSpec,
-  });
-  const plan = ShardPlan.fromPartial({
-    revision: "r1",
-    model,
-    workers: addresses.length,
-    contextTokens: CONTEXT,
-    kvBlockTokens: tableDefaults.blockTokens,
-    kvBlocks: tableDefaults.blocks,
-  });
-  return LoadRequest.fromPartial({
-    incarnation: INCARNATION,
-    plan,
-    worker: index,
-    workerAddresses: addresses,
-    engine: { rowsMax, tokensMax, verifyMax, slotsMax },
-    limits: { queueMax: 4, runningMax: 16 },
-  });
-}
-
-async function load(worker: Worker, request: LoadRequest): Promise<LoadProgress[]> {
-  const seen: LoadProgress[] = [];
-  for await (const progress of worker.client.load(request)) seen.push(progress);
-  return seen;
-}
-
-const failure = (act: (done: (error: ServiceError | null) => void) => void): Promise<ServiceError | null> =>
-  new Promise(act);
-
-/** Opens all on one stream and reads it to its end. */
-async function submit(worker: Worker, opens: Partial<Open>[]): Promise<Map<number, Chunk[]>> {
-  const call = worker.client.submit();
-  const chunks = new Map<number, Chunk[]>();
-  for (const [index, open] of opens.entries()) {
-    const value = Open.fromPartial({ id: index + 1, ...open });
-    call.write({ incarnation: index === 0 ? INCARNATION : 0n, kind: { $case: "open", value } });
-  }
-  call.end();
-  const responses: AsyncIterable<SubmitResponse> = call;
-  for await (const response of responses) {
-    for (const chunk of response.chunks) chunks.set(chunk.id, [...(chunks.get(chunk.id) ?? []), chunk]);
-  }
-  return chunks;
-}
-
-const tokensOf = (chunks: Chunk[] | undefined) => chunks?.flatMap(({ tokens }) => tokens);
-const finishOf = (chunks: Chunk[] | undefined) => chunks?.at(-1)?.finish;
-const prompt = (value: string): Partial<Open> => ({ input: { $case: "text", value }, maxTokens: 30 });
+import { answer, Bench, EOS, tableDefaults } from "./harness.ts";
+import {
+  failure,
+  finishOf,
+  folder,
+  INCARNATION,
+  load,
+  loadRequest,
+  prompt,
+  start,
+  submit,
+  tokensOf,
+} from "./worker-bed.ts";
 
 describe("one worker over a unix socket", () => {
   test("is described, loaded, and serves what a leader in this process serves", async () => {
@@ -338,63 +223,5 @@ describe("what every gRPC server of Muster serves", () => {
     expect(JSON.stringify(await listed)).toContain("muster.v1.Worker");
     call.end();
     reflection.close();
-  });
-});
-
-describe("a group of two workers", () => {
-  const pair = async (tweak?: (engine: TableEngine) => TableEngine) => {
-    const where = folder();
-    const leader = await start(where, 0);
-    const follower = await start(where, 1, tweak);
-    const addresses = [leader.address, follower.address];
-    await Promise.all([load(leader, loadRequest(0, addresses)), load(follower, loadRequest(1, addresses))]);
-    return { leader, follower };
-  };
-
-  test("the follower does every step that the leader does", async () => {
-    const { leader, follower } = await pair();
-    const chunks = await submit(leader, [prompt("A"), prompt("B")]);
-    expect(finishOf(chunks.get(1))?.reason).not.toBe(Finish_Reason.FAULT);
-    expect(follower.engine?.seen).toEqual(leader.engine?.seen);
-    expect(follower.engine?.seen.steps).toBeGreaterThan(0);
-  });
-
-  test("a follower that samples something else ends the incarnation; streams end with a lost fault", async () => {
-    class Drifting extends TableEngine {
-      override async launch(plan: StepPlan) {
-        const result = await super.launch(plan);
-        return plan.step === 5n ? { ...result, digest: result.digest + 1n } : result;
-      }
-    }
-    const { leader } = await pair((engine) => new Drifting(engine.options));
-    const chunks = await submit(leader, [prompt("A")]);
-    expect(finishOf(chunks.get(1))?.fault).toMatchObject({ kind: Fault_Kind.LOST, code: "digest_differs" });
-    expect(tokensOf(chunks.get(1))?.length).toBeLessThan(5);
-    await expect(leader.ended).rejects.toThrow("drifted");
-  });
-
-  test("a leader whose follower goes away is lost, also between steps", async () => {
-    const { leader, follower } = await pair();
-    await submit(leader, [prompt("A")]);
-    follower.stop.abort();
-    await follower.ended;
-    await expect(leader.ended).rejects.toThrow("follower");
-  });
-
-  test("a follower whose leader goes away is lost; a stranger's stream changes nothing", async () => {
-    const where = folder();
-    const follower = await start(where, 1);
-    await load(follower, loadRequest(1, ["unix:/nowhere", follower.address]));
-    const stranger = follower.client.steps();
-    stranger.write(StepPlan.fromPartial({ step: 1n, incarnation: INCARNATION + 1n }));
-    const refused = await new Promise<ServiceError>((done) => stranger.on("error", done).resume());
-    expect(refused.code).toBe(status.FAILED_PRECONDITION);
-    const steps = follower.client.steps();
-    steps.on("error", () => {});
-    const digest = new Promise<StepDigest>((done) => steps.once("data", done));
-    steps.write(StepPlan.fromPartial({ step: 1n, incarnation: INCARNATION }));
-    expect(await digest).toMatchObject({ step: 1n, fault: undefined });
-    steps.cancel();
-    await expect(follower.ended).rejects.toThrow("leader");
   });
 });
