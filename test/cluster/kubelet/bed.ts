@@ -65,6 +65,8 @@ export class Bed {
   }
 
   static async start({ nodes: wishes, entrypoints = {}, featureGates = {} }: Wanted): Promise<Bed> {
+    // A pod has a /tmp of its own: programs of a checkout below it would not be found there.
+    if (import.meta.dirname.startsWith("/tmp/")) throw new Error("run these tests from a checkout outside of /tmp");
     const plane = await startControlPlane({ dir: mkdtempSync(join(tmpdir(), "muster-bed-")), featureGates });
     try {
       const nodes = new Nodes(plane, entrypoints);
