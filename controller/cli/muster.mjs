@@ -14,6 +14,19 @@ if (!existsSync(node) || !existsSync(join(ROOT, "proto/gen")) || !existsSync(joi
   process.exit(1);
 }
 
+// npm and npx put a shell between themselves and us, which dies without a word when they are told to end: whoever stops or
+// kills `npm start` means us, and is heard by our parent's number changing.
+const PARENT_CHECK_MS = 500;
+if (process.env.npm_lifecycle_event) {
+  const parent = process.ppid;
+  const watch = setInterval(() => {
+    if (process.ppid === parent) return;
+    clearInterval(watch);
+    process.kill(process.pid, "SIGTERM");
+  }, PARENT_CHECK_MS);
+  watch.unref();
+}
+
 if (resolve(process.execPath) === resolve(node)) {
   await import("./main.ts");
 } else {

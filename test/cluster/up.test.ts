@@ -142,6 +142,17 @@ describe("muster up", () => {
     expect(processesOf(up.ready.run)).toEqual([]);
   });
 
+  test.each(["SIGTERM", "SIGKILL"] as const)("%s of npm alone ends what `npm start` has started", async (signal) => {
+    const args = ["start", "--silent", "--", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--json"];
+    const npm = spawn("npm", args, { cwd: join(import.meta.dirname, "../.."), stdio: ["ignore", "pipe", "ignore"] });
+    const [line] = await once(npm.stdout, "data", { signal: AbortSignal.timeout(60_000) });
+    const { run }: { run: string } = JSON.parse(String(line));
+    const pids = processesOf(run).map(({ pid }) => pid);
+    expect(pids.length).toBeGreaterThanOrEqual(6);
+    npm.kill(signal);
+    await until(() => !pids.some(isAlive) && !existsSync(run), "its processes and its run folder are gone");
+  });
+
   test("refuses to listen beyond loopback without a key", async () => {
     const { code, err } = await muster("up", "builtin://nano-draft", "--http", "0.0.0.0:0", "--grpc", "127.0.0.1:0");
     expect(code).toBe(2);
