@@ -1,5 +1,5 @@
-// What .ci/run does: npm test, lint, types, proto lint, sanitizer build of the native tests, and the two times that a person
-// feels (set-up with nothing to do; start to first token), taken alone and serially, best of three.
+// What .ci/run does: npm test, lint, types, proto lint, sanitizer build of the native tests; and, taken alone and serially,
+// best of three: the two times that a person feels (set-up with nothing to do; start to first token) and the gateway's overhead.
 // A skip needs a line in EXPLAINED_SKIPS, else it fails.
 import { spawn, spawnSync } from "node:child_process";
 import { existsSync, readFileSync, rmSync } from "node:fs";
@@ -86,6 +86,22 @@ async function timing(name, limit, measure) {
   }
 }
 
+/** Share of the engines' own speed that is left through the gateway; the bench exits with 1 below a half. The best of three. */
+function overhead() {
+  const bench = ["test/bench/run.mjs", "overhead", "5"];
+  for (let attempt = 1; ; attempt++) {
+    const said = spawnSync("node", bench, { cwd: ROOT, encoding: "utf8", timeout: 5 * 60_000 });
+    const share = /^share a \/ b +([\d.]+) %/m.exec(said.stdout)?.[1];
+    if (said.status !== 0 && attempt < 3) continue;
+    if (share === undefined) console.log(`${said.stdout}${said.stderr}`);
+    return judge(
+      "tokens/s through the gateway >= 50 % of the bare engines",
+      said.status === 0,
+      `${share} %, run ${attempt}`,
+    );
+  }
+}
+
 const fresh = !existsSync(join(ROOT, "node_modules"));
 const setupStarted = Date.now();
 const setup = spawnSync("node", ["controller/cli/setup.mjs"], { cwd: ROOT, stdio: "inherit" });
@@ -107,6 +123,7 @@ await timing("set-up with nothing to do", SETUP_IDLE_S_MAX, async () => {
   return seconds(started);
 });
 await timing("npm start to first token", FIRST_TOKEN_S_MAX, startToFirstToken);
+overhead();
 
 rmSync(join(ROOT, ".tools/tests.json"), { force: true });
 spawnSync("npm", ["test"], { cwd: ROOT, stdio: "inherit", timeout: 80 * 60_000 });

@@ -149,7 +149,8 @@ export type ShardPlanStatus = z.infer<typeof shardPlanStatus>;
 /** Of the spec as JSON: etcd takes 1.5 MB, a reader of many plans should not have to. */
 export const SHARD_PLAN_BYTES_MAX = 256 * 1024;
 
-const CLASSES: readonly [LedgerClass, keyof ShardPlanSpec["ledgers"][number]["bytes"]][] = [
+/** What each class of the byte ledger is called, everywhere that people read it. */
+export const CLASSES: readonly [LedgerClass, keyof ShardPlanSpec["ledgers"][number]["bytes"]][] = [
   [LedgerClass.EMBEDDING, "embedding"],
   [LedgerClass.ATTENTION, "attention"],
   [LedgerClass.DENSE, "dense"],

@@ -3,7 +3,8 @@
 import { readFileSync } from "node:fs";
 import { Command, InvalidArgumentError } from "commander";
 import type { ShardPlan } from "../../proto/gen/muster/v1/plan.ts";
-import { EngineOptions, type Row, Sampling, type SlotUpdate } from "../../proto/gen/muster/v1/worker.ts";
+import { EngineOptions, type Row, type SlotUpdate } from "../../proto/gen/muster/v1/worker.ts";
+import { greedy } from "../../proto/sampling.ts";
 import type { Engine } from "../../worker/engine/engine.ts";
 import { openEngine } from "../../worker/engine/native.ts";
 import { Tokenizer } from "../../worker/token/tokenizer.ts";
@@ -103,7 +104,7 @@ async function* score(engine: Engine, plan: ShardPlan, tokens: readonly number[]
     generatedFrom: tokens.length,
     seedLow: 0n,
     seedHigh: 0n,
-    sampling: Sampling.create({ topP: 1, repetitionPenalty: 1 }),
+    sampling: greedy,
     computed: 0,
     blocks,
   };

@@ -17,6 +17,7 @@ import type {
 import { InferenceService } from "../../proto/gen/muster/v1/inference.ts";
 import type { Chunk, Fault, Sampling } from "../../proto/gen/muster/v1/worker.ts";
 import { channelOptions } from "../../proto/grpc.ts";
+import { greedy } from "../../proto/sampling.ts";
 import { keyCheck } from "./key.ts";
 import { BODY_BYTES_MAX, RETRY_AFTER_DOWN_S, RETRY_AFTER_QUEUE_S, STOPS_MAX, TOP_LOGPROBS_MAX } from "./limits.ts";
 import { usageOf } from "./openai-answer.ts";
@@ -43,17 +44,6 @@ function errorOf(fault: Fault): Partial<ServiceError> {
   if (retry) metadata.set("retry-after", String(http === 429 ? RETRY_AFTER_QUEUE_S : RETRY_AFTER_DOWN_S));
   return { code: grpc, details: fault.field ? `${fault.field}: ${fault.detail}` : fault.detail, metadata };
 }
-
-const greedy: Sampling = {
-  temperature: 0,
-  topK: 0,
-  topP: 1,
-  minP: 0,
-  repetitionPenalty: 1,
-  presencePenalty: 0,
-  frequencyPenalty: 0,
-  logitBias: [],
-};
 
 /** In proto3 an unset number is 0; for top_p and the repetition penalty 0 makes no sense and stands for "off". */
 const samplingOf = (given: Sampling | undefined): Sampling =>

@@ -7,6 +7,7 @@ import {
   Reason_Kind,
   ShardPlan,
 } from "../../proto/gen/muster/v1/plan.ts";
+import { CLASSES } from "../api/shard-plan.ts";
 import { type Candidate, cutName, gigabytes, kvBytesOfModel } from "./candidate.ts";
 import { type Inventory, inventoryName } from "./hardware.ts";
 import type { Planned, Table } from "./plan.ts";
@@ -14,20 +15,6 @@ import { tokensText } from "./remedy.ts";
 import { inventoryKind, type Wishes } from "./wishes.ts";
 
 export type Asked = { spec: ModelSpec; inventory: Inventory; wishes: Wishes };
-
-const CLASS_NAMES: readonly [type: LedgerClass, name: string][] = [
-  [LedgerClass.EMBEDDING, "embedding"],
-  [LedgerClass.ATTENTION, "attention"],
-  [LedgerClass.DENSE, "dense"],
-  [LedgerClass.EXPERTS, "experts"],
-  [LedgerClass.SHARED, "shared"],
-  [LedgerClass.NORMS, "norms"],
-  [LedgerClass.HEAD, "head"],
-  [LedgerClass.KV, "kv"],
-  [LedgerClass.ACTIVATIONS, "activations"],
-  [LedgerClass.COMMUNICATION, "communication"],
-  [LedgerClass.RESERVE, "reserve"],
-];
 
 const REASON_NAMES: readonly [kind: Reason_Kind, name: string][] = [
   [Reason_Kind.CHOSEN, "chosen"],
@@ -39,7 +26,7 @@ const REASON_NAMES: readonly [kind: Reason_Kind, name: string][] = [
 ];
 
 const reasonName = (kind: Reason_Kind): string => REASON_NAMES.find(([known]) => known === kind)?.[1] ?? "note";
-const className = (type: LedgerClass): string => CLASS_NAMES.find(([known]) => known === type)?.[1] ?? "other";
+const className = (type: LedgerClass): string => CLASSES.find(([known]) => known === type)?.[1] ?? "other";
 
 /** The whole answer, ending in a line break. */
 export function planText(asked: Asked, planned: Planned): string {

@@ -1,21 +1,10 @@
 // A worker dies under load: its group starts again and no stream loses or repeats a token.
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { until } from "../until.ts";
-import { Muster } from "./muster.ts";
+import { Muster, START } from "./muster.ts";
 
 const STREAMS = 16;
-const TOKENS = 160;
-const START = [
-  "builtin://nano-maverick",
-  "--nodes",
-  "2",
-  "--ranks",
-  "2",
-  "--ep",
-  "2",
-  "--draft",
-  "builtin://nano-draft",
-];
+const TOKENS = 400;
 
 type Told = { text: string; ids: number[]; finish: string | null };
 
@@ -59,6 +48,12 @@ async function stream(up: Muster, index: number, onToken: () => void): Promise<T
   return told;
 }
 
+/** Streams that another leader has taken over so far. */
+async function resumes(up: Muster): Promise<number> {
+  const metrics = await (await fetch(`${up.ready.http}/metrics`)).text();
+  return Number(/^muster_gateway_resumes_total\{[^}]*\} (\d+)/m.exec(metrics)?.[1] ?? 0);
+}
+
 describe("kill -9 of a worker under 16 streams", () => {
   let up: Muster;
   let undisturbed: Told[];
@@ -85,6 +80,7 @@ describe("kill -9 of a worker under 16 streams", () => {
   ])("of the %s: every stream ends with exactly the undisturbed tokens", async (_role, worker) => {
     let pieces = 0;
     const before = up.worker(worker);
+    const resumed = await resumes(up);
     const disturbed = all(() => {
       pieces++;
     });
@@ -92,6 +88,7 @@ describe("kill -9 of a worker under 16 streams", () => {
     await up.kill9(worker);
     const told = await disturbed;
     expect(told).toEqual(undisturbed);
+    expect((await resumes(up)) - resumed, "streams cut by the kill and taken over").toBe(STREAMS);
     expect(up.worker(worker)).not.toBe(before);
   });
 });

@@ -9,6 +9,19 @@ import { until } from "../until.ts";
 const MAIN = join(import.meta.dirname, "../../controller/cli/main.ts");
 const READY_MS = 60_000;
 
+/** What `npm start` serves. */
+export const START = [
+  "builtin://nano-maverick",
+  "--nodes",
+  "2",
+  "--ranks",
+  "2",
+  "--ep",
+  "2",
+  "--draft",
+  "builtin://nano-draft",
+];
+
 export type Ready = { http: string; grpc: string; logs: string; run: string };
 
 export class Muster {

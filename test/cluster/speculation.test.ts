@@ -39,6 +39,7 @@ describe("speculation over a real nats-server", () => {
 
   test("10 runs undisturbed: equal tokens, drafts accepted", async () => {
     for (const ids of plain.values()) expect(ids).toHaveLength(TOKENS);
+    await until(async () => (await check([0])) > 0, "the draft has been found");
     expect(await check(seeds(0, 10))).toBeGreaterThan(100);
   });
 

@@ -2,7 +2,8 @@
 // native/addon/decode.h, which draws the layout; a change is made in both and raises ABI.
 //
 //   W1  every number is checked to be what its words can hold; the error names the field.
-import type { Row, Sampling, SlotOpen, SlotUpdate, StepPlan } from "../../proto/gen/muster/v1/worker.ts";
+import type { Row, SlotOpen, SlotUpdate, StepPlan } from "../../proto/gen/muster/v1/worker.ts";
+import { greedy } from "../../proto/sampling.ts";
 import { EngineError, type RowResult, type TokenDetail } from "./engine.ts";
 
 /** Version of the word layouts and of the addon's calls. */
@@ -10,17 +11,6 @@ export const ABI = 1;
 
 const MAGIC = 0x4d535431;
 const KIND = { open: 1, close: 2, blocks: 3, truncate: 4, fork: 5, copy: 6 } as const;
-const GREEDY: Sampling = {
-  temperature: 0,
-  topK: 0,
-  topP: 1,
-  minP: 0,
-  repetitionPenalty: 1,
-  presencePenalty: 0,
-  frequencyPenalty: 0,
-  logitBias: [],
-};
-
 const float = new Float32Array(1);
 const floatBits = new Uint32Array(float.buffer);
 
@@ -87,7 +77,7 @@ function writeUpdate(out: Writer, update: SlotUpdate): void {
 }
 
 function writeOpen(out: Writer, open: SlotOpen): void {
-  const sampling = open.sampling ?? GREEDY;
+  const sampling = open.sampling ?? greedy;
   out.list("open.ids", open.ids);
   out.u32("open.generated_from", open.generatedFrom);
   out.u64("open.seed_low", open.seedLow);

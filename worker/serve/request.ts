@@ -2,6 +2,7 @@
 // meaning of their defaults; after it nothing about a request can be wrong, and no engine step is spent on one that is.
 import { FaultError, invalid } from "../../proto/fault.ts";
 import type { Open, Sampling } from "../../proto/gen/muster/v1/worker.ts";
+import { greedy } from "../../proto/sampling.ts";
 import type { Tokenizer } from "../token/tokenizer.ts";
 
 /** Stop strings of a request: every one is looked for in every piece of text. */
@@ -25,18 +26,6 @@ export type RequestLimits = {
   readonly logprobsMax: number;
   /** The model's own stop ids. */
   readonly stopIds: readonly number[];
-};
-
-/** The best token at every position, nothing else. */
-export const greedy: Sampling = {
-  temperature: 0,
-  topK: 0,
-  topP: 1,
-  minP: 0,
-  repetitionPenalty: 1,
-  presencePenalty: 0,
-  frequencyPenalty: 0,
-  logitBias: [],
 };
 
 export type Request = {

@@ -2,10 +2,11 @@
 // come back. A job holds one slot and blocks for all of its ids; the leader gives it a step between two serving steps.
 import { FaultError, invalid, waiting } from "../../proto/fault.ts";
 import type { ScoreChunk, StepPlan } from "../../proto/gen/muster/v1/worker.ts";
+import { greedy } from "../../proto/sampling.ts";
 import type { StepResult } from "../engine/engine.ts";
 import { blocksFor } from "../kv/block-pool.ts";
 import type { Budget } from "../schedule/schedule.ts";
-import { greedy, type RequestLimits } from "./request.ts";
+import type { RequestLimits } from "./request.ts";
 import type { Holder, StepWriter } from "./step-writer.ts";
 
 /** Logits of one answer, in bytes: well under the message limit of proto/grpc.ts. */
