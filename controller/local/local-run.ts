@@ -167,6 +167,7 @@ export class LocalRun {
             enabled: true,
             natsUrl: this.#nats.url,
             natsToken: this.#nats.token,
+            natsUser: "",
             pool: POOL,
             draftTokens: draft.tokens,
             draftWaitMs: draft.waitMs,
@@ -190,6 +191,7 @@ export class LocalRun {
     const draft: DraftOptions = {
       natsUrl: nats.url,
       natsToken: nats.token,
+      natsUser: "",
       pool: POOL,
       sessionsMax: this.#wish.limits.runningMax,
       draftTokensMax: wish.tokens,

@@ -19,5 +19,8 @@ export function loadRequest(goal: ServeGoal, name: WorkerName, addresses: Addres
     speculation: goal.speculation,
     limits: goal.limits,
     draft: goal.draft,
+    reportsAddress: goal.reports?.address ?? "",
+    namespace: goal.reports?.namespace ?? "",
+    group: goal.reports?.group ?? "",
   };
 }

@@ -87,6 +87,10 @@ export function servedModel(naming: Naming, plan: ShardPlan | undefined, status:
     hasChatTemplate: (plan?.model?.tokenizer?.chatTemplate ?? "") !== "",
     createdUnixS: naming.createdUnixS,
     vocabSize: plan?.model?.vocabSize ?? 0,
+    replica: "",
+    namespace: "",
+    deployment: "",
+    draining: false,
   };
 }
 

@@ -13,6 +13,8 @@ export type ServeGoal = {
   limits: ServeLimits | undefined;
   /** Where given the group drafts for others instead of serving requests. */
   draft?: DraftOptions | undefined;
+  /** Whom its leader reports to, and as what; nobody where not given. */
+  reports?: { address: string; namespace: string; group: string } | undefined;
 };
 
 export type Goal =

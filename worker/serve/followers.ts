@@ -1,9 +1,10 @@
 // The leader's Steps streams to the other workers of the group. Owns the order of plans and the comparison of digests' steps;
 // a follower that breaks off, answers out of order or reports a fault is lost, and with it the incarnation.
-import { type ClientDuplexStream, credentials } from "@grpc/grpc-js";
+import type { ClientDuplexStream } from "@grpc/grpc-js";
 import { FaultError, lost } from "../../proto/fault.ts";
 import { type StepDigest, type StepPlan, WorkerClient } from "../../proto/gen/muster/v1/worker.ts";
 import { channelOptions } from "../../proto/grpc.ts";
+import { noTrust, type Trust } from "../../proto/trust.ts";
 
 export interface Followers {
   /** Sends the plan to all; resolves with their digests of it, in order of workers. Rejects with a lost fault. */
@@ -25,10 +26,10 @@ class Follower {
   #error: FaultError | undefined;
   #isClosing = false;
 
-  constructor(address: string, onLost: (error: FaultError) => void) {
+  constructor(address: string, trust: Trust, onLost: (error: FaultError) => void) {
     this.#address = address;
     this.#onLost = onLost;
-    this.#client = new WorkerClient(address, credentials.createInsecure(), channelOptions);
+    this.#client = new WorkerClient(address, trust.channel({ role: "worker" }), channelOptions);
     this.#call = this.#client.steps();
     this.#call.on("data", (digest: StepDigest) => this.#answer(digest));
     this.#call.on("error", (error) => this.#lose(error.message));
@@ -70,8 +71,12 @@ class Follower {
 }
 
 /** Opens one stream to each address. `onLost` is called at once, also between steps. */
-export function connectFollowers(addresses: readonly string[], onLost: (error: FaultError) => void): Followers {
-  const followers = addresses.map((address) => new Follower(address, onLost));
+export function connectFollowers(
+  addresses: readonly string[],
+  onLost: (error: FaultError) => void,
+  trust: Trust = noTrust,
+): Followers {
+  const followers = addresses.map((address) => new Follower(address, trust, onLost));
   return {
     launch: (plan) => Promise.all(followers.map((follower) => follower.launch(plan))),
     close: () => followers.forEach((follower) => void follower.close()),

@@ -1,7 +1,7 @@
 // Wires a worker process: listening socket, gRPC server with health and reflection, logs, and an orderly end.
 import { existsSync, lstatSync, readFileSync, rmSync } from "node:fs";
 import { cpus } from "node:os";
-import { Server, ServerCredentials } from "@grpc/grpc-js";
+import { Server, type ServerCredentials } from "@grpc/grpc-js";
 import { loadFileDescriptorSetFromBuffer } from "@grpc/proto-loader";
 import { ReflectionService } from "@grpc/reflection";
 import { HealthImplementation } from "grpc-health-check";
@@ -9,6 +9,7 @@ import { type Logger, pino } from "pino";
 import { FaultError, invalid } from "../../proto/fault.ts";
 import { WorkerPhase, WorkerService } from "../../proto/gen/muster/v1/worker.ts";
 import { channelOptions } from "../../proto/grpc.ts";
+import { noTrust, type Trust } from "../../proto/trust.ts";
 import type { Backend } from "./role.ts";
 import { settled, WorkerHost } from "./worker-service.ts";
 
@@ -35,6 +36,8 @@ export type WorkerRun = {
   readonly backend?: Backend;
   readonly log?: Logger;
   readonly drainMs?: number;
+  /** Default: none, in clear. */
+  readonly trust?: Trust | undefined;
   /** Called once the service answers. */
   readonly onListening?: (address: string) => void;
 };
@@ -54,12 +57,13 @@ export async function runWorker(run: WorkerRun, signal: AbortSignal): Promise<vo
     cpu: cpus()[0]?.model ?? "unknown",
     podUid: run.podUid,
   };
-  const host = new WorkerHost({ me, backend, listener, onLost: lose });
+  const { trust = noTrust } = run;
+  const host = new WorkerHost({ me, backend, listener, trust, onLost: lose });
   const server = new Server(channelOptions);
   server.addService(WorkerService, host.service);
   serveHealth(server, host);
   serveReflection(server);
-  const address = await bind(server, run.listen);
+  const address = await bind(server, run.listen, trust.server(["controller", "gateway", "worker"]));
   let phase: WorkerPhase | undefined;
   host.life.watch(({ phase: now, fault, numericsId }) => {
     if (now !== phase)
@@ -98,11 +102,11 @@ function serveReflection(server: Server): void {
   );
 }
 
-async function bind(server: Server, listen: string): Promise<string> {
+async function bind(server: Server, listen: string, credentials: ServerCredentials): Promise<string> {
   // A socket file that a killed worker left behind; a live one of the same name would be a mistake of whoever named it.
   if (listen.startsWith("unix:")) removeSocket(listen.slice("unix:".length));
   const port = await new Promise<number>((resolve, reject) =>
-    server.bindAsync(listen, ServerCredentials.createInsecure(), (error, bound) => {
+    server.bindAsync(listen, credentials, (error, bound) => {
       if (error === null) return resolve(bound);
       reject(new FaultError(invalid("listen", `cannot listen on ${listen}: ${error.message}`), { cause: error }));
     }),

@@ -2,7 +2,14 @@
 // lives as long as it, and closes them in reverse order in one place.
 import { FaultError, invalid, lost } from "../../proto/fault.ts";
 import type { ShardPlan } from "../../proto/gen/muster/v1/plan.ts";
-import { Fault_Kind, type LoadRequest, WorkerPhase } from "../../proto/gen/muster/v1/worker.ts";
+import {
+  type DraftOptions,
+  Fault_Kind,
+  type LoadRequest,
+  type SpeculationOptions,
+  WorkerPhase,
+} from "../../proto/gen/muster/v1/worker.ts";
+import type { Trust } from "../../proto/trust.ts";
 import { type CommListener, type Engine, EngineError, type EngineRequest } from "../engine/engine.ts";
 import { natsBus } from "../spec/bus.ts";
 import { startDraft } from "../spec/draft.ts";
@@ -33,6 +40,7 @@ export type RoleOptions = {
   readonly listener: CommListener;
   readonly life: Life;
   readonly signal: AbortSignal;
+  readonly trust: Trust;
   /** The role has lost its state; called at most once, after its streams have been told. */
   readonly onLost: (error: FaultError) => void;
 };
@@ -98,7 +106,8 @@ async function openLeader(opened: Opened, engine: Engine): Promise<Role> {
     throw new FaultError(invalid("plan.model.tokenizer", "the model has no tokenizer"));
   const tokenizer = await Tokenizer.load(model.tokenizer);
   const { speculator, stopSpeculator } = openSpeculator(opened, model.tokenizer.vocabHash);
-  const followers = connectFollowers(request.workerAddresses.slice(1, plan.workers), (error) => leader.fail(error));
+  const others = request.workerAddresses.slice(1, plan.workers);
+  const followers = connectFollowers(others, (error) => leader.fail(error), opened.trust);
   const { queueMax, runningMax } = serveLimitsOf(request.limits);
   const leader = new Leader({
     engine,
@@ -127,11 +136,11 @@ async function openLeader(opened: Opened, engine: Engine): Promise<Role> {
   return { kind: "leader", leader, tokenizer, close };
 }
 
-function openSpeculator({ request, engineOptions }: Opened, vocabHash: bigint) {
+function openSpeculator({ request, engineOptions, trust }: Opened, vocabHash: bigint) {
   const wish = request.speculation;
   if (wish === undefined || !wish.enabled || wish.natsUrl === "")
     return { speculator: noSpeculator, stopSpeculator: async () => {} };
-  const bus = natsBus({ url: wish.natsUrl, token: wish.natsToken, name: `leader-${request.incarnation}` });
+  const bus = natsBus({ ...brokerOf(wish, trust), name: `leader-${request.incarnation}` });
   const draftTokens = Math.min(wish.draftTokens, engineOptions.verifyMax);
   const speculator: Speculator = createSpeculator({
     bus,
@@ -147,11 +156,11 @@ function openSpeculator({ request, engineOptions }: Opened, vocabHash: bigint) {
   return { speculator, stopSpeculator };
 }
 
-function openDraft({ request, plan, model, engineOptions, onLost }: Opened, engine: Engine): Role {
+function openDraft({ request, plan, model, engineOptions, trust, onLost }: Opened, engine: Engine): Role {
   const wish = request.draft;
   if (wish === undefined || model.tokenizer === undefined)
     throw new FaultError(invalid("plan.model.tokenizer", "a draft needs the vocabulary's hash"));
-  const bus = natsBus({ url: wish.natsUrl, token: wish.natsToken, name: `draft-${request.incarnation}` });
+  const bus = natsBus({ ...brokerOf(wish, trust), name: `draft-${request.incarnation}` });
   const draft = startDraft({
     bus,
     engine,
@@ -177,6 +186,13 @@ function openDraft({ request, plan, model, engineOptions, onLost }: Opened, engi
   };
   return { kind: "draft", engine, close };
 }
+
+const brokerOf = (wish: SpeculationOptions | DraftOptions, trust: Trust) => ({
+  url: wish.natsUrl,
+  user: wish.natsUser,
+  token: wish.natsToken,
+  tls: trust.nats(),
+});
 
 const lostDraft = (cause: unknown): FaultError =>
   new FaultError(lost("draft_failed", cause instanceof Error ? cause.message : String(cause)), { cause });

@@ -24,6 +24,7 @@ import {
   type WorkerStats,
 } from "../../proto/gen/muster/v1/worker.ts";
 import { POD_UID_HEADER } from "../../proto/grpc.ts";
+import { noTrust, type Trust } from "../../proto/trust.ts";
 import type { CommListener, Engine } from "../engine/engine.ts";
 import { faultError, otherIncarnation, type RpcError, rpcError } from "./grpc-error.ts";
 import { Life } from "./life.ts";
@@ -55,6 +56,7 @@ export class WorkerHost {
   readonly #me: WorkerIdentity;
   readonly #backend: Backend;
   readonly #listener: CommListener;
+  readonly #trust: Trust;
   readonly #abort = new AbortController();
   readonly life = new Life(WorkerPhase.IDLE);
   #loading: Promise<void> | undefined;
@@ -68,6 +70,7 @@ export class WorkerHost {
     me: WorkerIdentity;
     backend: Backend;
     listener: CommListener;
+    trust?: Trust | undefined;
     /** State is gone; the process should end. Called once. */
     onLost: (error: FaultError) => void;
   }) {
@@ -75,6 +78,7 @@ export class WorkerHost {
     this.#backend = options.backend;
     this.#listener = options.listener;
     this.#onLost = options.onLost;
+    this.#trust = options.trust ?? noTrust;
   }
 
   get service(): WorkerServer {
@@ -149,6 +153,7 @@ export class WorkerHost {
         listener: this.#listener,
         life: this.life,
         signal: this.#abort.signal,
+        trust: this.#trust,
         onLost: (error) => this.#lose(error),
       });
     } catch (error) {

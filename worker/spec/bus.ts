@@ -1,6 +1,7 @@
 // What speculation needs of a message bus: fire and forget, at most once, bounded. Two real implementations: core NATS, and
 // one in memory for leaders and drafts that share a process.
 import { connect, type NatsConnection } from "@nats-io/transport-node";
+import type { TlsMaterial } from "../../proto/trust.ts";
 
 export interface Bus {
   /** Drops the message where the bus is away: a late hint is worthless. */
@@ -17,8 +18,17 @@ const PAYLOAD_BYTES_MAX = 1024 * 1024;
 const PENDING_MESSAGES_MAX = 1024;
 const RECONNECT_WAIT_MS = 200;
 
+export type NatsOptions = {
+  url: string;
+  /** Empty: the token alone says who we are. */
+  user?: string;
+  token: string;
+  name: string;
+  tls?: TlsMaterial | undefined;
+};
+
 /** Core NATS. Connects in the background and for ever: a server that is away means no hints, nothing else. */
-export function natsBus(options: { url: string; token: string; name: string }): Bus {
+export function natsBus(options: NatsOptions): Bus {
   type Subscription = { subject: string; handle: (data: Uint8Array, subject: string) => void; end?: () => void };
   const subscriptions = new Set<Subscription>();
   let connection: NatsConnection | undefined;
@@ -39,7 +49,7 @@ export function natsBus(options: { url: string; token: string; name: string }): 
       try {
         connection = await connect({
           servers: options.url,
-          ...(options.token ? { token: options.token } : {}),
+          ...identityOf(options),
           name: options.name,
           maxReconnectAttempts: -1,
           reconnectTimeWait: RECONNECT_WAIT_MS,
@@ -128,4 +138,9 @@ export class MemoryBus implements Bus {
       if (pattern.test(message.subject)) handle(message.data, message.subject);
     }
   }
+}
+
+function identityOf({ user = "", token, tls }: NatsOptions) {
+  const who = user === "" ? (token === "" ? {} : { token }) : { user, pass: token };
+  return tls === undefined ? who : { ...who, tls };
 }

@@ -78,6 +78,10 @@ export function servedModel(leader: ScriptedLeader | undefined, changes: Partial
     hasChatTemplate: true,
     createdUnixS: 1n,
     vocabSize: VOCAB,
+    replica: "",
+    namespace: "",
+    deployment: "",
+    draining: false,
     ...changes,
   };
 }
