@@ -181,7 +181,7 @@ export function keptBytes(tensor: TensorSpec, part: { rows: Range; cols: Range }
 }
 
 /** Planes that a rank computes with; frequencies cross in the spec, others are only counted. */
-const isLoaded = (tensor: TensorSpec): boolean =>
+export const isLoaded = (tensor: TensorSpec): boolean =>
   tensor.role !== TensorRole.OTHER && tensor.role !== TensorRole.ROPE_FACTORS && tensor.role !== TensorRole.UNSPECIFIED;
 
 /** The slices that the ranks of one worker load, in order of rank, then tensor. Throws FaultError where the plan is not whole. */

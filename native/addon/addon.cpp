@@ -48,6 +48,16 @@ Napi::Value launch(const Napi::CallbackInfo& info) {
   return fault_of(info.Env(), session->launch(info.Env(), {words.Data(), words.ElementLength()}));
 }
 
+// stage(engine, request) -> fault | null; a `staged` event follows where it is null
+Napi::Value stage(const Napi::CallbackInfo& info) {
+  const auto session = session_of(info);
+  if (!session) return info.Env().Undefined();
+  StageRequest request;
+  Status status = parse_stage(info[1], &request);
+  if (status.is_ok()) status = session->stage(info.Env(), std::move(request));
+  return fault_of(info.Env(), status);
+}
+
 Napi::Value cancel(const Napi::CallbackInfo& info) {
   if (const auto session = session_of(info)) session->cancel();
   return info.Env().Undefined();
@@ -134,7 +144,7 @@ Napi::Value gumbel_of(const Napi::CallbackInfo& info) {
 
 Napi::Object init(Napi::Env env, Napi::Object exports) {
   const std::pair<const char*, Napi::Value (*)(const Napi::CallbackInfo&)> functions[] = {
-      {"open", open}, {"launch", launch}, {"cancel", cancel}, {"close", close}, {"memory", memory}, {"expertTokens", expert_tokens},
+      {"open", open}, {"launch", launch}, {"stage", stage}, {"cancel", cancel}, {"close", close}, {"memory", memory}, {"expertTokens", expert_tokens},
       {"listen", listen}, {"devices", devices_of}, {"noise", noise}, {"gumbel", gumbel_of},
   };
   for (const auto& [name, function] : functions) (void)exports.Set(name, Napi::Function::New(env, function, name));

@@ -82,6 +82,7 @@ SlotUpdate read_update(Words& words) {
       out.from = words.u32();
       out.to = words.u32();
       break;
+    case SlotUpdate::Kind::experts: out.version = words.u32(); break;
   }
   return out;
 }

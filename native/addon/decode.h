@@ -6,7 +6,7 @@
 //             open      n, ids[n], generated_from, seed_low, seed_high, temperature, top_k, top_p, min_p, repetition, presence,
 //                       frequency, n, (id, bias)[n], computed, n, blocks[n]
 //             blocks    n, blocks[n]        truncate  length
-//             fork      from, length, n, blocks[n]        copy  from, to        close  nothing
+//             fork      from, length, n, blocks[n]        copy  from, to        close  nothing        experts  version
 //   row     slot, count, flags (1 sample, 2 logits, 4 margins), logprobs, n, drafts[n]
 //
 //   result  words: step, digest, rows, then for each row: slot, accepted, computed, n, tokens[n], details, for each detail: n,
@@ -20,7 +20,7 @@
 
 namespace muster::addon {
 
-constexpr uint32_t kAbi = 1;
+constexpr uint32_t kAbi = 2;
 constexpr uint32_t kStepMagic = 0x4d535431;  // "MST1"
 
 Status decode_step(std::span<const uint32_t> words, Step* out);

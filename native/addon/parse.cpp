@@ -199,6 +199,12 @@ TensorSlice read_slice(const Fields& from) {
   return out;
 }
 
+std::vector<FileDesc> read_files(const Fields& from) {
+  std::vector<FileDesc> out;
+  from.objects("files", [&](const Fields& file) { out.push_back({file.text("path"), file.integer("bytes", std::numeric_limits<uint64_t>::max())}); });
+  return out;
+}
+
 const char* code_name(Status::Code code) {
   switch (code) {
     case Status::Code::ok: return "ok";
@@ -233,7 +239,7 @@ Status parse_open(const Napi::Value& value, OpenRequest* out) {
   out->model = read_model(from.child("model"));
   out->group = read_group(from.child("group"));
   out->options = read_options(from.child("options"));
-  from.objects("files", [&](const Fields& file) { out->files.push_back({file.text("path"), file.integer("bytes", std::numeric_limits<uint64_t>::max())}); });
+  out->files = read_files(from);
   from.objects("slices", [&](const Fields& slice) { out->slices.push_back(read_slice(slice)); });
   out->kv_blocks = from.u32("kvBlocks");
   out->incarnation = from.integer("incarnation", std::numeric_limits<uint64_t>::max());
@@ -241,6 +247,18 @@ Status parse_open(const Napi::Value& value, OpenRequest* out) {
     if (address.IsString()) out->addresses.push_back(address.As<Napi::String>().Utf8Value());
     else if (status.is_ok()) status = Status::invalid(at, "is not a string");
   });
+  return status;
+}
+
+Status parse_stage(const Napi::Value& value, StageRequest* out) {
+  Status status;
+  const Fields from(value, "", &status);
+  out->map.version = from.u32("version");
+  from.objects("shares", [&](const Fields& share) {
+    out->map.shares.push_back({share.u32("rank"), share.u32("block"), share.u32("expert"), share.u32("copy"), share.u32("copies")});
+  });
+  out->files = read_files(from);
+  from.objects("slices", [&](const Fields& slice) { out->slices.push_back(read_slice(slice)); });
   return status;
 }
 

@@ -21,6 +21,14 @@ struct OpenRequest {
 
 Status parse_open(const Napi::Value& value, OpenRequest* out);
 
+struct StageRequest {
+  ExpertMap map;
+  std::vector<FileDesc> files;
+  std::vector<TensorSlice> slices;
+};
+
+Status parse_stage(const Napi::Value& value, StageRequest* out);
+
 // One integer of a call: a number or a bigint within [0, most].
 Status parse_integer(const Napi::Value& value, const std::string& name, uint64_t most, uint64_t* out);
 

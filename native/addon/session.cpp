@@ -95,6 +95,19 @@ Status Session::launch(Napi::Env env, std::span<const uint32_t> words) {
   return status;
 }
 
+Status Session::stage(Napi::Env env, StageRequest request) {
+  if (!ready_ || closing_) return Status::invalid("engine", closing_ ? "is closed" : "is not open yet");
+  hold(env);
+  std::thread([self = shared_from_this(), request = std::move(request)] {
+    const Status status = self->engine_->stage(request.map, request.files, request.slices, self->cancelled_);
+    self->deliver([self, status](Napi::Env env, Napi::Function events) {
+      self->release(env);
+      (void)events.Call({kind_of(env, Event::staged), fault_of(env, status)});
+    });
+  }).detach();
+  return Status::ok();
+}
+
 void Session::step_done(StepResult&& result) {
   const double step_ms = result.step_ms, wait_ms = result.wait_ms;
   Status status = std::move(result.status);

@@ -25,6 +25,7 @@ enum class Event : uint32_t {
   opened = 1,    // fault or null, numerics id
   step = 2,      // fault or null, words, details, logits, step ms, wait ms
   closed = 3,
+  staged = 4,    // fault or null
 };
 
 struct ListenerBox { std::unique_ptr<TcpListener> listener; };  // taken by the engine that is opened with it
@@ -33,6 +34,7 @@ class Session : public std::enable_shared_from_this<Session> {
  public:
   static std::shared_ptr<Session> open(Napi::Env env, OpenRequest request, std::unique_ptr<TcpListener> listener, const Napi::Function& events);
   Status launch(Napi::Env env, std::span<const uint32_t> words);
+  Status stage(Napi::Env env, StageRequest request);  // answered by `staged`
   void cancel() { cancelled_ = true; }
   void close(Napi::Env env);
   const Engine* engine() const { return ready_ ? engine_.get() : nullptr; }

@@ -55,7 +55,7 @@ struct Core {
   Status connect(std::shared_ptr<Comm> own);
   void serve();
   void post(std::function<void(RankThreads&)> job);
-  Status call(const std::function<Status(RankThreads&)>& job);
+  Status call(const std::function<Status(RankThreads&)>& job, const std::function<Status()>& before = [] { return Status::ok(); });
   Status on_ranks(RankThreads& threads, const std::function<Status(LocalRank&, size_t)>& work);
   Status collective(RankThreads& threads, const std::function<Status(LocalRank&, size_t)>& work);
   Status run_step(RankThreads& threads, const Step& step, StepResult* out);
@@ -95,13 +95,14 @@ void Core::post(std::function<void(RankThreads&)> job) {
   wake.notify_one();
 }
 
-// A job whose caller waits for it.
-Status Core::call(const std::function<Status(RankThreads&)>& job) {
+// A job whose caller waits for it; `before` is under the lock that orders it among the steps.
+Status Core::call(const std::function<Status(RankThreads&)>& job, const std::function<Status()>& before) {
   struct Waiting { std::mutex mutex; std::condition_variable done; bool is_done = false; Status status; } waiting;
   {
     std::lock_guard lock(mutex);
     if (stopping) return Status::invalid("engine", "is closed");
     if (!fault.is_ok()) return fault;
+    MUSTER_TRY(before());
     post([&](RankThreads& threads) {
       Status status = guarded("engine", [&] { return job(threads); });
       std::lock_guard lock(waiting.mutex);
@@ -160,6 +161,8 @@ Status Core::run_step(RankThreads& threads, const Step& step, StepResult* out) {
   std::lock_guard lock(mutex);
   check->settle(step, out->rows);
   if (!work.ids.empty()) ranks[0]->count_experts(&expert_tokens);
+  if (work.experts)
+    for (size_t i = 0; i < ranks.size(); ++i) memory[i] = ranks[i]->memory();
   return Status::ok();
 }
 
@@ -172,6 +175,7 @@ class EngineImpl final : public Engine {
               const std::function<void(uint64_t, uint64_t)>& progress, const std::atomic<bool>& cancel) override;
   Status connect(std::shared_ptr<Comm> comm) override { return core_->connect(std::move(comm)); }
   Status kv_init(uint32_t blocks) override;
+  Status stage(const ExpertMap& map, std::span<const FileDesc> files, std::span<const TensorSlice> slices, const std::atomic<bool>& cancel) override;
   Status launch(const Step& step, std::function<void(StepResult&&)> done) override;
   const std::string& numerics_id() const override { return core_->numerics_id; }
   std::vector<Memory> memory() const override {
@@ -185,11 +189,13 @@ class EngineImpl final : public Engine {
   void close() override;
 
  private:
+  Status stage_on_ranks(const ExpertMap& map, std::span<const FileDesc> files, std::span<const TensorSlice> slices, const std::atomic<bool>& cancel);
   Status read(std::span<const FileDesc> files, std::span<const TensorSlice> slices,
               const std::function<void(uint64_t, uint64_t)>& progress, const std::atomic<bool>& cancel);
   Status admit(const Step& step, std::function<void(StepResult&&)> done);
   std::shared_ptr<Core> core_;
   std::thread thread_;
+  std::mutex staging_;
   std::atomic<bool> loaded_{false}, closed_{false};
 };
 
@@ -239,6 +245,44 @@ Status EngineImpl::kv_init(uint32_t blocks) {
     for (const auto& rank : core.ranks) core.memory.push_back(rank->memory());
     for (const BlockSpec& block : core.model.blocks) core.expert_tokens.emplace_back(block.dense_ffn ? 0 : block.moe.experts, 0);
     core.check = std::make_unique<StepCheck>(StepLimits{core.options, core.model.vocab, core.model.context_tokens, blocks});
+    return Status::ok();
+  });
+}
+
+Status EngineImpl::stage(const ExpertMap& map, std::span<const FileDesc> files, std::span<const TensorSlice> slices, const std::atomic<bool>& cancel) {
+  return guarded("stage", [&] { return stage_on_ranks(map, files, slices, cancel); });
+}
+
+Status EngineImpl::stage_on_ranks(const ExpertMap& map, std::span<const FileDesc> files, std::span<const TensorSlice> slices, const std::atomic<bool>& cancel) {
+  Core& core = *core_;
+  std::unique_lock alone(staging_, std::try_to_lock);
+  if (!alone.owns_lock()) return Status::invalid("stage", "another map is being staged");
+  if (map.version == 0) return Status::invalid("version", "0 is the map of the shards");
+  ModelFiles open;
+  MUSTER_TRY(open.open(files));
+  for (const TensorSlice& slice : slices)
+    if (std::ranges::none_of(core.group.local, [&](const RankShard& shard) { return shard.rank == slice.rank; }))
+      return Status::invalid(slice.name, "is for rank " + std::to_string(slice.rank) + ", which is not of this worker");
+  std::vector<LocalRank::StagedExperts> stages(core.ranks.size());
+  // Steps that were launched before may switch to the last map; none may any more from here on.
+  MUSTER_TRY(core.call(
+      [&](RankThreads&) {
+        for (size_t i = 0; i < core.ranks.size(); ++i) MUSTER_TRY(core.ranks[i]->begin_stage(map, &stages[i]));
+        return Status::ok();
+      },
+      [&] {
+        if (!core.check) return Status::invalid("stage", "kv_init comes first");
+        core.check->stage(0);
+        return Status::ok();
+      }));
+  LoadWatch watch;
+  watch.cancel = &cancel;
+  watch.advance = [](uint64_t) {};
+  for (size_t i = 0; i < core.ranks.size(); ++i) MUSTER_TRY(core.ranks[i]->read_stage(open, slices, watch, &stages[i]));
+  return core.call([&](RankThreads&) {
+    for (size_t i = 0; i < core.ranks.size(); ++i) core.ranks[i]->take_stage(std::move(stages[i]));
+    std::lock_guard lock(core.mutex);
+    core.check->stage(map.version);
     return Status::ok();
   });
 }

@@ -28,9 +28,10 @@ Status Executor::alloc(uint32_t tokens_max) {
   MUSTER_TRY(alloc_rows(tokens_max, attended, &attended_));
   expert_.resize(model.blocks.size() * tokens_max * top_k_max_);
   weight_.resize(size_t(tokens_max) * top_k_max_);
+  own_.resize(size_t(tokens_max) * top_k_max_);
   gap_.resize(tokens_max);
   gaps_.resize(tokens_max);
-  bytes_ += (expert_.size() + weight_.size() + gap_.size() + gaps_.size()) * 4;
+  bytes_ += (expert_.size() + own_.size() + weight_.size() + gap_.size() + gaps_.size()) * 4;
   return Status::ok();
 }
 
@@ -42,7 +43,7 @@ Status Executor::forward(const Batch& batch, bool wants_head) {
   Rows delta = nullptr;
   for (size_t layer = 0; layer < rank_.model->blocks.size(); ++layer) {
     MUSTER_TRY(attention_half(layer, batch, delta));
-    MUSTER_TRY(mlp_half(layer, batch.tokens));
+    MUSTER_TRY(mlp_half(layer, batch));
     delta = d_;
   }
   if (!wants_head) return rank_.ops->sync();
@@ -86,7 +87,8 @@ Status Executor::attention_half(size_t layer, const Batch& batch, Rows delta) {
   return sum(d_, batch.tokens);
 }
 
-Status Executor::mlp_half(size_t layer, uint32_t tokens) {
+Status Executor::mlp_half(size_t layer, const Batch& batch) {
+  const uint32_t tokens = batch.tokens;
   OpTable& ops = *rank_.ops;
   const BlockWeights& weights = weights_.blocks[layer];
   MUSTER_TRY(ops.add_norm(*weights.mlp_norm, rank_.model->norm_eps, tokens, x_, d_, h_));
@@ -95,12 +97,13 @@ Status Executor::mlp_half(size_t layer, uint32_t tokens) {
   } else {
     MUSTER_TRY(ops.zero(tokens, rank_.model->hidden, d_));
   }
-  if (weights.router) MUSTER_TRY(moe(layer, tokens));
+  if (weights.router) MUSTER_TRY(moe(layer, batch));
   return sum(d_, tokens);
 }
 
 // The router is replicated, so every rank finds the same experts and computes those it holds.
-Status Executor::moe(size_t layer, uint32_t tokens) {
+Status Executor::moe(size_t layer, const Batch& batch) {
+  const uint32_t tokens = batch.tokens;
   const BlockWeights& weights = weights_.blocks[layer];
   const MoeSpec& spec = rank_.model->blocks[layer].moe;
   const size_t chosen = size_t(tokens) * spec.top_k;
@@ -111,11 +114,24 @@ Status Executor::moe(size_t layer, uint32_t tokens) {
   ExpertsDesc desc;
   desc.score = spec.score;
   desc.top_k = spec.top_k;
-  desc.expert = expert;
+  desc.expert = own_choices(layer, batch, expert);
   desc.weight = weight;
   desc.gate_up = weights.expert_gate_up;
   desc.down = weights.expert_down;
   return rank_.ops->experts(desc, tokens, h_, d_);
+}
+
+// Where an expert has copies, its token belongs to the one that the position picks; the others see an id that nobody holds.
+std::span<const uint32_t> Executor::own_choices(size_t layer, const Batch& batch, std::span<const uint32_t> chosen) {
+  const std::vector<ExpertCopy>& copies = weights_.blocks[layer].copies;
+  if (copies.empty()) return chosen;
+  const MoeSpec& spec = rank_.model->blocks[layer].moe;
+  for (size_t i = 0; i < chosen.size(); ++i) {
+    const ExpertCopy& own = copies[chosen[i]];
+    const uint32_t turn = batch.positions[i / spec.top_k] * 2654435761u >> 16;
+    own_[i] = turn % own.copies == own.copy ? chosen[i] : spec.experts;
+  }
+  return std::span(own_).first(chosen.size());
 }
 
 Status Executor::sum(Rows rows, uint32_t tokens) {

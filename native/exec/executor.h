@@ -34,14 +34,16 @@ class Executor {
 
  private:
   Status attention_half(size_t layer, const Batch& batch, Rows delta);
-  Status mlp_half(size_t layer, uint32_t tokens);
-  Status moe(size_t layer, uint32_t tokens);
+  Status mlp_half(size_t layer, const Batch& batch);
+  Status moe(size_t layer, const Batch& batch);
+  std::span<const uint32_t> own_choices(size_t layer, const Batch& batch, std::span<const uint32_t> chosen);
   Status sum(Rows rows, uint32_t tokens);
   Status alloc_rows(uint32_t tokens, uint32_t cols, Rows* out);
 
   Rank rank_;
   const RankWeights& weights_;
   Rows x_ = nullptr, h_ = nullptr, d_ = nullptr, qkv_ = nullptr, attended_ = nullptr;
+  std::vector<uint32_t> own_;         // [tokens, top_k] of one layer, where experts have copies
   std::vector<uint32_t> expert_;      // [blocks of MoE kind, tokens, top_k] of the last forward
   std::vector<float> weight_, gap_, gaps_;
   uint32_t top_k_max_ = 0, tokens_max_ = 0, tokens_ = 0;

@@ -81,9 +81,8 @@ Status collect(const LoadRequest& request, SliceMap* out) {
   return Status::ok();
 }
 
-Status match(const LoadRequest& request, const SliceMap& slices, uint64_t* bytes) {
+Status match(const LoadRequest& request, const std::vector<PlaneNeed>& needs, const SliceMap& slices, uint64_t* bytes) {
   const uint32_t rank = request.shard->rank;
-  const std::vector<PlaneNeed> needs = planes_of(*request.model, *request.shard);
   for (const PlaneNeed& need : needs) {
     const auto found = slices.find(need.key);
     if (found == slices.end()) return Status::invalid(describe(need.key, rank), "is missing");
@@ -115,7 +114,7 @@ class RankLoader {
   Status run() {
     MUSTER_TRY(collect(request_, &slices_));
     uint64_t bytes = 0;
-    MUSTER_TRY(match(request_, slices_, &bytes));
+    MUSTER_TRY(match(request_, planes_of(*request_.model, *request_.shard), slices_, &bytes));
     const ModelDesc& model = *request_.model;
     MUSTER_TRY(stack({{Role::embedding, -1, -1}}, &out_->embedding));
     MUSTER_TRY(vector({Role::final_norm, -1, -1}, &out_->final_norm));
@@ -123,6 +122,22 @@ class RankLoader {
     out_->blocks.resize(model.blocks.size());
     for (size_t i = 0; i < model.blocks.size(); ++i) MUSTER_TRY(block(int32_t(i)));
     out_->layout_digest = digest_.value;
+    return Status::ok();
+  }
+
+  Status run(std::span<const ExpertPlace> places, std::vector<GatedWeights>* out) {
+    NeedList list;
+    for (const ExpertPlace& place : places) {
+      list.block = int32_t(place.block);
+      list.expert = int32_t(place.expert);
+      list.gated(Role::expert_gate, request_.model->blocks[place.block].moe.expert_ffn, request_.model->hidden, request_.shard->expert_ffn);
+    }
+    MUSTER_TRY(collect(request_, &slices_));
+    uint64_t bytes = 0;
+    MUSTER_TRY(match(request_, list.needs, slices_, &bytes));
+    out->clear();
+    for (const ExpertPlace& place : places)
+      MUSTER_TRY(gated(Role::expert_gate, int32_t(place.block), int32_t(place.expert), &out->emplace_back()));
     return Status::ok();
   }
 
@@ -139,8 +154,8 @@ class RankLoader {
     MUSTER_TRY(stack({{Role::router, index, -1}}, &weights.router));
     if (spec.moe.shared_ffn && shard.shared_ffn.size()) MUSTER_TRY(gated(Role::shared_gate, index, -1, &weights.ffn));
     weights.experts.resize(spec.moe.experts);
-    weights.expert_gate_up.assign(spec.moe.experts, nullptr);
-    weights.expert_down.assign(spec.moe.experts, nullptr);
+    weights.expert_gate_up.assign(spec.moe.experts + 1, nullptr);
+    weights.expert_down.assign(spec.moe.experts + 1, nullptr);
     for (const uint32_t expert : shard.experts) {
       if (!shard.expert_ffn.size()) break;
       MUSTER_TRY(gated(Role::expert_gate, index, int32_t(expert), &weights.experts[expert]));
@@ -205,9 +220,14 @@ std::vector<PlaneNeed> planes_of(const ModelDesc& model, const RankShard& shard)
 Status check_slices(const LoadRequest& request, uint64_t* bytes) {
   SliceMap slices;
   MUSTER_TRY(collect(request, &slices));
-  return match(request, slices, bytes);
+  return match(request, planes_of(*request.model, *request.shard), slices, bytes);
 }
 
 Status load_rank(const LoadRequest& request, OpTable& ops, RankWeights* out) { return RankLoader(request, ops, out).run(); }
+
+Status load_experts(const LoadRequest& request, std::span<const ExpertPlace> places, OpTable& ops, std::vector<GatedWeights>* out) {
+  RankWeights counted;
+  return RankLoader(request, ops, &counted).run(places, out);
+}
 
 }  // namespace muster

@@ -30,4 +30,8 @@ struct LoadRequest {
 Status check_slices(const LoadRequest& request, uint64_t* bytes);
 Status load_rank(const LoadRequest& request, OpTable& ops, RankWeights* out);
 
+// Experts of single layers, for a map that is staged; in the order asked. L1 and L2 hold.
+struct ExpertPlace { uint32_t block = 0, expert = 0; };
+Status load_experts(const LoadRequest& request, std::span<const ExpertPlace> places, OpTable& ops, std::vector<GatedWeights>* out);
+
 }  // namespace muster

@@ -21,15 +21,15 @@ Status LocalRank::create(const ModelDesc& model, const RankShard& shard, const E
     }
   }
   std::unique_ptr<LocalRank> rank(new LocalRank(model, shard, options));
-  if (options.backend == "cpu") {
-    MUSTER_TRY(make_cpu_ops(device, &rank->ops_));
-  } else if (options.backend == "ref") {
-    MUSTER_TRY(make_ref_ops(device, &rank->ops_));
-  } else {
-    return Status::unsupported("options.backend", "\"" + options.backend + "\"; supported are cpu and ref");
-  }
+  MUSTER_TRY(make_ops(options, device, &rank->ops_));
   *out = std::move(rank);
   return Status::ok();
+}
+
+Status LocalRank::make_ops(const EngineOptions& options, const DeviceOptions& device, std::unique_ptr<OpTable>* out) {
+  if (options.backend == "cpu") return make_cpu_ops(device, out);
+  if (options.backend == "ref") return make_ref_ops(device, out);
+  return Status::unsupported("options.backend", "\"" + options.backend + "\"; supported are cpu and ref");
 }
 
 Status LocalRank::load(const ModelFiles& files, std::span<const TensorSlice> slices, const LoadWatch& watch) {
@@ -55,6 +55,7 @@ Status LocalRank::kv_init(const Start& start) {
 
 Status LocalRank::step(const StepWork& work, std::vector<RowChoices>* choices) {
   if (comm_) comm_->begin(shard_.rank, work.epoch);
+  if (work.experts) MUSTER_TRY(switch_experts(work.experts));
   for (const auto& [from, to] : work.copies) MUSTER_TRY(ops_->kv_copy(from, to));
   if (work.ids.empty()) {
     choices->assign(work.rows.size(), {});
@@ -68,6 +69,68 @@ Status LocalRank::step(const StepWork& work, std::vector<RowChoices>* choices) {
   batch.tables = work.tables;
   MUSTER_TRY(executor_->forward(batch, !work.head.empty()));
   return chooser_->run(work, executor_->normed(), executor_->router_gaps(), choices);
+}
+
+Status LocalRank::begin_stage(const ExpertMap& map, StagedExperts* out) {
+  staged_ = {};
+  *out = {map.version, {}, {}, {}};
+  std::vector<std::vector<bool>> named(model_.blocks.size());
+  for (size_t i = 0; i < map.shares.size(); ++i) {
+    const ExpertShare& share = map.shares[i];
+    if (share.rank != shard_.rank) continue;
+    const std::string at = "shares[" + std::to_string(i) + "]";
+    if (share.block >= model_.blocks.size() || model_.blocks[share.block].dense_ffn)
+      return Status::invalid(at + ".block", std::to_string(share.block) + " is no layer with experts");
+    const uint32_t experts = model_.blocks[share.block].moe.experts;
+    if (share.expert >= experts) return Status::invalid(at + ".expert", std::to_string(share.expert) + " of " + std::to_string(experts) + " experts");
+    if (share.copies == 0 || share.copy >= share.copies)
+      return Status::invalid(at + ".copy", std::to_string(share.copy) + " of " + std::to_string(share.copies) + " copies");
+    std::vector<bool>& layer = named[share.block];
+    layer.resize(experts);
+    if (layer[share.expert]) return Status::invalid(at + ".expert", "rank " + std::to_string(shard_.rank) + " would hold it twice in this layer");
+    layer[share.expert] = true;
+    out->shares.push_back(share);
+    if (shard_.expert_ffn.size() && !weights_.blocks[share.block].expert_gate_up[share.expert]) out->added.push_back({share.block, share.expert});
+  }
+  if (packer_) return Status::ok();
+  DeviceOptions device;
+  device.isa = options_.isa;
+  return make_ops(options_, device, &packer_);
+}
+
+Status LocalRank::read_stage(const ModelFiles& files, std::span<const TensorSlice> slices, const LoadWatch& watch, StagedExperts* stage) {
+  return load_experts({&model_, &shard_, &files, slices, watch}, stage->added, *packer_, &stage->weights);
+}
+
+Status LocalRank::switch_experts(uint32_t version) {
+  if (version != staged_.version) return Status::internal("experts", "map " + std::to_string(version) + " is not staged");
+  StagedExperts stage = std::move(staged_);
+  staged_ = {};
+  for (size_t i = 0; i < stage.added.size(); ++i) {
+    weights_.bytes += stage.weights[i].bytes();
+    weights_.blocks[stage.added[i].block].experts[stage.added[i].expert] = std::move(stage.weights[i]);
+  }
+  for (BlockWeights& block : weights_.blocks) {
+    std::ranges::fill(block.expert_gate_up, nullptr);
+    std::ranges::fill(block.expert_down, nullptr);
+    block.copies.clear();
+  }
+  for (const ExpertShare& share : stage.shares) {
+    BlockWeights& block = weights_.blocks[share.block];
+    block.expert_gate_up[share.expert] = block.experts[share.expert].gate_up.get();
+    block.expert_down[share.expert] = block.experts[share.expert].down.get();
+    if (share.copies == 1) continue;
+    block.copies.resize(block.experts.size());
+    block.copies[share.expert] = {share.copy, share.copies};
+  }
+  for (BlockWeights& block : weights_.blocks) {
+    for (size_t expert = 0; expert < block.experts.size(); ++expert) {
+      if (block.expert_gate_up[expert]) continue;
+      weights_.bytes -= block.experts[expert].bytes();
+      block.experts[expert] = {};
+    }
+  }
+  return Status::ok();
 }
 
 Memory LocalRank::memory() const {

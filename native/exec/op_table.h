@@ -73,10 +73,10 @@ struct RouteResult {                 // host memory, sized by the executor
 struct ExpertsDesc {
   RouterScore score = RouterScore::none;  // sigmoid_input: weight scales the input; otherwise the output
   uint32_t top_k = 1;
-  std::span<const uint32_t> expert;       // [tokens, top_k] global ids
+  std::span<const uint32_t> expert;       // [tokens, top_k] global ids, or the number of experts where another rank computes it
   std::span<const float> weight;
-  std::span<const Weight* const> gate_up; // [experts] global id -> [2 * ffn, hidden] or null where not local
-  std::span<const Weight* const> down;    // [experts] -> [hidden, ffn]
+  std::span<const Weight* const> gate_up; // [experts + 1] global id -> [2 * ffn, hidden] or null where not local; the last is null
+  std::span<const Weight* const> down;    // [experts + 1] -> [hidden, ffn]
 };
 
 struct KvDesc { uint32_t layers = 0, kv_heads = 0, head_dim = 0, blocks = 0, block_tokens = 0; };

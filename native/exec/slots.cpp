@@ -27,6 +27,10 @@ void truncate(Slot& slot, uint32_t length) {
 }  // namespace
 
 void Slots::update(const SlotUpdate& update, StepWork* work) {
+  if (update.kind == SlotUpdate::Kind::experts) {
+    work->experts = update.version;
+    return;
+  }
   Slot& slot = slots_[update.slot];
   switch (update.kind) {
     case SlotUpdate::Kind::open: slot = opened(update); return;
@@ -39,6 +43,7 @@ void Slots::update(const SlotUpdate& update, StepWork* work) {
       truncate(slot, update.length);
       return;
     case SlotUpdate::Kind::copy: work->copies.emplace_back(update.from, update.to); return;
+    case SlotUpdate::Kind::experts: return;
   }
 }
 

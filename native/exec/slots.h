@@ -34,6 +34,7 @@ struct HeadRow {
 struct StepWork {
   uint64_t epoch = 0;
   std::vector<std::pair<uint32_t, uint32_t>> copies;   // KV blocks, before the rows
+  uint32_t experts = 0;                                // version of the map to switch to; 0: none
   std::vector<uint32_t> ids, positions, sequence;      // by token
   std::vector<std::span<const uint32_t>> tables;       // by row
   std::vector<RowWork> rows;

@@ -41,6 +41,8 @@ Status StepCheck::admit(const Step& step) {
   const EngineOptions& options = limits_.options;
   if (step.epoch != epoch_ + 1) return Status::invalid("step", text(step.epoch) + " does not follow " + text(epoch_));
   if (step.rows.size() > options.rows_max) return Status::invalid("rows", text(step.rows.size()) + " rows, at most " + text(options.rows_max));
+  bool switches = false;
+  MUSTER_TRY(check_experts(step, &switches));
   Draft draft;
   for (size_t i = 0; i < step.updates.size(); ++i) MUSTER_TRY(check_update(step.updates[i], "updates[" + text(i) + "]", &draft));
   uint64_t tokens = 0;
@@ -55,6 +57,19 @@ Status StepCheck::admit(const Step& step) {
   }
   for (const auto& [slot, shadow] : draft) slots_[slot] = shadow;
   epoch_ = step.epoch;
+  if (switches) staged_ = 0;
+  return Status::ok();
+}
+
+Status StepCheck::check_experts(const Step& step, bool* switches) const {
+  for (size_t i = 0; i < step.updates.size(); ++i) {
+    if (step.updates[i].kind != SlotUpdate::Kind::experts) continue;
+    const std::string at = "updates[" + text(i) + "].experts.version";
+    const uint32_t version = step.updates[i].version;
+    if (*switches) return Status::invalid(at, "is the second switch of this step");
+    if (version == 0 || version != staged_) return Status::invalid(at, text(version) + " is not staged" + (staged_ ? "; " + text(staged_) + " is" : ""));
+    *switches = true;
+  }
   return Status::ok();
 }
 
@@ -120,6 +135,7 @@ Status StepCheck::check_update(const SlotUpdate& update, const std::string& at, 
       return Status::ok();
     case SlotUpdate::Kind::fork: return check_fork(update, at + ".fork", draft);
     case SlotUpdate::Kind::copy: return check_blocks({update.from, update.to}, at + ".copy", 0);
+    case SlotUpdate::Kind::experts: return Status::ok();
   }
   return Status::invalid(at + ".kind", text(uint64_t(update.kind)) + " is no kind of update");
 }

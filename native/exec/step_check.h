@@ -20,6 +20,8 @@ class StepCheck {
  public:
   explicit StepCheck(const StepLimits& limits) : limits_(limits), slots_(size_t(limits.options.slots_max) + 1) {}
   Status admit(const Step& step);
+  // The one map that a step may switch to; 0: none.
+  void stage(uint32_t version) { staged_ = version; }
   // A step is done: lengths of its verify rows are known now.
   void settle(const Step& step, const std::vector<RowResult>& results);
 
@@ -31,6 +33,7 @@ class StepCheck {
   using Draft = std::unordered_map<uint32_t, Shadow>;  // slots as the step leaves them
 
   Status check_update(const SlotUpdate& update, const std::string& at, Draft* draft) const;
+  Status check_experts(const Step& step, bool* switches) const;
   Status check_open(const SlotUpdate& update, const std::string& at, Shadow* slot) const;
   Status check_fork(const SlotUpdate& update, const std::string& at, Draft* draft) const;
   Status check_row(const Row& row, const std::string& at, Draft* draft) const;
@@ -43,6 +46,7 @@ class StepCheck {
   StepLimits limits_;
   std::vector<Shadow> slots_;
   uint64_t epoch_ = 0;
+  uint32_t staged_ = 0;
 };
 
 }  // namespace muster

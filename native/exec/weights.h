@@ -11,14 +11,19 @@ using WeightPtr = std::unique_ptr<Weight>;
 
 struct GatedWeights {           // gate rows first, then up rows; down. Null where the rank holds no part of it.
   WeightPtr gate_up, down;
+  uint64_t bytes() const { return (gate_up ? gate_up->bytes : 0) + (down ? down->bytes : 0); }
 };
+
+struct ExpertCopy { uint32_t copy = 0, copies = 1; };
 
 struct BlockWeights {
   WeightPtr attention_norm, qkv, output, mlp_norm;
   GatedWeights ffn;             // the dense FFN, or the shared expert of a MoE block
   WeightPtr router;
   std::vector<GatedWeights> experts;                         // by global id
-  std::vector<const Weight*> expert_gate_up, expert_down;    // views into `experts`, as ExpertsDesc wants them
+  // Views into `experts`, as ExpertsDesc wants them, and one more that is always null: the id of what other copies compute.
+  std::vector<const Weight*> expert_gate_up, expert_down;
+  std::vector<ExpertCopy> copies;                            // by global id; empty where every expert has one copy
 };
 
 struct RankWeights {

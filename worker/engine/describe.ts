@@ -3,6 +3,7 @@
 import {
   type AttentionSpec,
   type BlockSpec,
+  type ExpertMap,
   MaskSpec_Kind,
   type ModelSpec,
   type Range,
@@ -12,6 +13,7 @@ import {
 } from "../../proto/gen/muster/v1/plan.ts";
 import type { EngineOptions, TensorSlice } from "../../proto/gen/muster/v1/worker.ts";
 import { EngineError, type EngineRequest } from "./engine.ts";
+import { sharesOf } from "./expert-map.ts";
 
 /** Steps that may be launched before the first of them is done. */
 const IN_FLIGHT_MAX = 2;
@@ -29,7 +31,7 @@ export function describe({ plan, worker, slices, options, comm }: EngineRequest)
     model: describeModel(model, plan),
     group: describeGroup(plan, worker),
     options: describeOptions(options, plan),
-    files: model.files.map(({ path, bytes }) => ({ path, bytes })),
+    files: describeFiles(model),
     slices: slices.map((slice, i) => describeSlice(slice, model, `slices[${i}]`)),
     kvBlocks: plan.kvBlocks,
     incarnation: comm?.incarnation ?? 0n,
@@ -120,6 +122,20 @@ function describeOptions(options: EngineOptions, plan: ShardPlan) {
     stallGiveUpMs: options.stallGiveUpMs || 10_000,
   };
 }
+
+/** The second argument of the addon's stage. */
+export function describeStage({ plan, worker }: EngineRequest, map: ExpertMap, slices: readonly TensorSlice[]) {
+  const { model } = plan;
+  if (model === undefined) throw refusal("invalid", "plan.model", "is not set");
+  return {
+    version: map.version,
+    shares: sharesOf(map, plan, worker),
+    files: describeFiles(model),
+    slices: slices.map((slice, i) => describeSlice(slice, model, `slices[${i}]`)),
+  };
+}
+
+const describeFiles = (model: ModelSpec) => model.files.map(({ path, bytes }) => ({ path, bytes }));
 
 function describeSlice(slice: TensorSlice, model: ModelSpec, at: string) {
   const tensor = model.tensors[slice.tensor];

@@ -7,10 +7,10 @@ import { greedy } from "../../proto/sampling.ts";
 import { EngineError, type RowResult, type TokenDetail } from "./engine.ts";
 
 /** Version of the word layouts and of the addon's calls. */
-export const ABI = 1;
+export const ABI = 2;
 
 const MAGIC = 0x4d535431;
-const KIND = { open: 1, close: 2, blocks: 3, truncate: 4, fork: 5, copy: 6 } as const;
+const KIND = { open: 1, close: 2, blocks: 3, truncate: 4, fork: 5, copy: 6, experts: 7 } as const;
 const float = new Float32Array(1);
 const floatBits = new Uint32Array(float.buffer);
 
@@ -73,6 +73,8 @@ function writeUpdate(out: Writer, update: SlotUpdate): void {
   } else if (kind.$case === "copy") {
     out.u32("copy.from", kind.value.from);
     out.u32("copy.to", kind.value.to);
+  } else if (kind.$case === "experts") {
+    out.u32("experts.version", kind.value.version);
   } else kind.$case satisfies "close";
 }
 

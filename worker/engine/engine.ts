@@ -3,7 +3,7 @@
 //
 //   E1  launch checks the whole plan before anything is computed; results come in launch order.
 //   E3  after a lost or internal fault the engine only answers close().
-import type { ShardPlan } from "../../proto/gen/muster/v1/plan.ts";
+import type { ExpertMap, ShardPlan } from "../../proto/gen/muster/v1/plan.ts";
 import type { EngineOptions, StepPlan, TensorSlice } from "../../proto/gen/muster/v1/worker.ts";
 
 /** One choice of a sampled row, where log-probabilities or margins were asked. Natural logarithms of the raw logits' softmax. */
@@ -58,11 +58,18 @@ export class EngineError extends Error {
 }
 
 export interface Engine {
-  /** Backend, build, instruction set, mode, cut: equal ids give equal bits. */
+  /** Backend, build, instruction set, mode, cut, map of experts: equal ids give equal bits. Changes with a step that switches. */
   readonly numericsId: string;
+  /** Of the map of experts in use; 0: the plan's. */
+  readonly expertsVersion: number;
   /** Resolves when the step is computed; rejects with EngineError. At most `inFlightMax` (2) at once. */
   launch(plan: StepPlan): Promise<StepResult>;
   memory(): RankMemory[];
+  /**
+   * Brings, beside the steps, what the map adds to this worker's ranks; then one step may switch to it. `slices` are of that and
+   * nothing else. Rejects with EngineError and nothing is staged then.
+   */
+  stage(map: ExpertMap, slices: readonly TensorSlice[]): Promise<void>;
   /** Tokens by block and expert, of this worker's first rank; empty lists for dense blocks. */
   expertTokens(): number[][];
   /** Bounded and idempotent. */

@@ -4,7 +4,9 @@
 //   T2  after `closed` every launch that is still waiting is rejected.
 import { createRequire } from "node:module";
 import { resolve } from "node:path";
-import { describe } from "./describe.ts";
+import type { ExpertMap } from "../../proto/gen/muster/v1/plan.ts";
+import type { StepPlan, TensorSlice } from "../../proto/gen/muster/v1/worker.ts";
+import { describe, describeStage } from "./describe.ts";
 import { ABI, decodeResult, encodeStep } from "./encode.ts";
 import {
   type CommListener,
@@ -15,6 +17,7 @@ import {
   type RankMemory,
   type StepResult,
 } from "./engine.ts";
+import { numericsWith } from "./expert-map.ts";
 
 export type Devices = { isas: string[]; cpu: string; cpus: number; memoryBytes: number };
 
@@ -26,6 +29,7 @@ type Addon = {
   abi: number;
   open(request: object, listener: ListenerHandle | null, events: Events): { fault: EngineFault | null; engine: Handle };
   launch(engine: Handle, words: Uint32Array): EngineFault | null;
+  stage(engine: Handle, request: object): EngineFault | null;
   cancel(engine: Handle): void;
   close(engine: Handle): void;
   memory(engine: Handle): RankMemory[];
@@ -41,6 +45,7 @@ const PROGRESS = 0;
 const OPENED = 1;
 const STEP = 2;
 const CLOSED = 3;
+const STAGED = 4;
 const PHASES = ["loading", "connecting", "warming"] as const;
 
 let loaded: Addon | undefined;
@@ -111,6 +116,11 @@ type Waiting = { resolve(result: StepResult): void; reject(error: Error): void }
 
 class NativeEngine implements Engine {
   numericsId = "";
+  expertsVersion = 0;
+  /** With the plan's own map of experts. */
+  #baseId = "";
+  #staged: ExpertMap | undefined;
+  #staging: PromiseWithResolvers<void> | undefined;
   readonly opened: Promise<void>;
   readonly #request: EngineRequest;
   readonly #handle: Handle;
@@ -133,7 +143,25 @@ class NativeEngine implements Engine {
   async launch(plan: Parameters<Engine["launch"]>[0]): Promise<StepResult> {
     const fault = addon().launch(this.#handle, encodeStep(plan));
     if (fault !== null) throw new EngineError(fault);
-    return await new Promise((resolve, reject) => this.#waiting.push({ resolve, reject }));
+    const switched = isSwitching(plan) ? this.#staged : undefined;
+    const result = await new Promise<StepResult>((resolve, reject) => this.#waiting.push({ resolve, reject }));
+    if (switched !== undefined) {
+      this.numericsId = numericsWith(this.#baseId, switched);
+      this.expertsVersion = switched.version;
+    }
+    return result;
+  }
+
+  async stage(map: ExpertMap, slices: readonly TensorSlice[]): Promise<void> {
+    if (this.#staging !== undefined) throw busy();
+    this.#staged = undefined;
+    const request = describeStage(this.#request, map, slices);
+    const staging = Promise.withResolvers<void>();
+    const fault = addon().stage(this.#handle, request);
+    if (fault !== null) throw new EngineError(fault);
+    this.#staging = staging;
+    await staging.promise;
+    this.#staged = map;
   }
 
   memory(): RankMemory[] {
@@ -154,6 +182,7 @@ class NativeEngine implements Engine {
     if (kind === PROGRESS) this.#request.onProgress?.(...parseProgress(rest));
     else if (kind === OPENED) this.#onOpened(parseOpened(rest));
     else if (kind === STEP) this.#onStep(rest);
+    else if (kind === STAGED) this.#onStaged(parseFault(rest));
     else if (kind === CLOSED) this.#onClosed();
     else throw new Error(`the engine sent an event of unknown kind ${kind}`);
   }
@@ -162,6 +191,7 @@ class NativeEngine implements Engine {
     const { signal } = this.#request;
     signal?.removeEventListener("abort", this.#abort);
     this.numericsId = numericsId;
+    this.#baseId = numericsId;
     const error = signal?.aborted ? signal.reason : fault && new EngineError(fault);
     if (error) this.close().then(() => this.#open.reject(error));
     else this.#open.resolve();
@@ -175,6 +205,13 @@ class NativeEngine implements Engine {
     else waiting.reject(new EngineError(fault));
   }
 
+  #onStaged(fault: EngineFault | null): void {
+    const staging = this.#staging;
+    this.#staging = undefined;
+    if (fault === null) staging?.resolve();
+    else staging?.reject(new EngineError(fault));
+  }
+
   #onClosed(): void {
     this.#closed.resolve();
     const detail = "was closed before the step was done";
@@ -183,11 +220,16 @@ class NativeEngine implements Engine {
   }
 }
 
+const isSwitching = ({ updates }: StepPlan): boolean => updates.some(({ kind }) => kind?.$case === "experts");
+const busy = (): EngineError =>
+  new EngineError({ code: "invalid", field: "stage", detail: "another map is being staged", rank: -1 });
+
 // What an event carries; the addon is trusted to keep to session.h.
 function parseProgress(rest: unknown[]) {
   const [phase, done, total] = rest as [number, number, number];
   return [PHASES[phase] ?? "loading", done, total] as const;
 }
+const parseFault = ([fault]: unknown[]) => fault as EngineFault | null;
 function parseOpened(rest: unknown[]) {
   const [fault, numericsId] = rest as [EngineFault | null, string];
   return { fault, numericsId };

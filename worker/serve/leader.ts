@@ -120,7 +120,8 @@ export class Leader {
     }
     const entry = outlet.entries.get(id);
     if (this.#lost !== undefined || entry === undefined) return; // fail() or close() came in between and has answered
-    const sequence = new Sequence({ id, outlet, request, transcript: this.#transcript(request) });
+    const numericsOf = () => this.#group.numericsId;
+    const sequence = new Sequence({ id, outlet, request, numericsOf, transcript: this.#transcript(request) });
     if (entry === "cancelled") this.#finish(sequence, sequence.cancelled());
     else this.#begin(sequence);
   }
@@ -163,6 +164,13 @@ export class Leader {
     return { ended: before - left.length, cut: left.length };
   }
 
+  /** At the next step, to the map that every rank has staged. Rejects with FaultError. */
+  switchExperts(version: number): Promise<void> {
+    const done = this.#writer.switchExperts(version);
+    this.#bell.ring();
+    return done;
+  }
+
   stats(): WorkerStats {
     const { totals, stepMs, waitMs } = this.#figures;
     return {
@@ -197,6 +205,7 @@ export class Leader {
       }
     }
     this.#scorer.fail(error);
+    this.#writer.fail(error);
     this.#outlets.flush();
     this.#bell.ring();
   }
@@ -298,7 +307,7 @@ export class Leader {
     const isAhead = !this.#flights.isEmpty;
     const state = { running: this.#running, waiting: this.#waiting, blocksFree, slotsFree, isAhead };
     const decision = schedule(state, this.#budget);
-    if (decision.rows.length === 0 || this.#lost !== undefined) return false;
+    if ((decision.rows.length === 0 && !this.#writer.isDue) || this.#lost !== undefined) return false;
     const rows = this.#apply(decision);
     this.#flights.launch(this.#writer.take(), (result) => this.#commit(rows, result));
     this.#isScoresTurn = true;

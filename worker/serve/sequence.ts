@@ -13,6 +13,14 @@ const MISSES_MAX = 10;
 // waiting: no slot, no blocks, computed 0 · running: a slot and blocks · ended: nothing, and nothing comes back
 export type SequenceState = "waiting" | "running" | "ended";
 
+export type SequenceOptions = {
+  id: number;
+  outlet: Outlet;
+  request: Request;
+  transcript: Transcript;
+  numericsOf: () => string;
+};
+
 export class Sequence implements SequenceView {
   readonly id: number;
   readonly outlet: Outlet;
@@ -39,11 +47,17 @@ export class Sequence implements SequenceView {
   targetSteps = 0;
   #samplings = 0;
 
-  constructor(options: { id: number; outlet: Outlet; request: Request; transcript: Transcript }) {
+  /** The ranks' numerics now, and when it began. */
+  readonly #numericsOf: () => string;
+  readonly #numerics: string;
+
+  constructor(options: SequenceOptions) {
     this.id = options.id;
     this.outlet = options.outlet;
     this.request = options.request;
     this.transcript = options.transcript;
+    this.#numericsOf = options.numericsOf;
+    this.#numerics = options.numericsOf();
     this.ids = [...this.request.prompt, ...this.request.generated];
   }
 
@@ -91,7 +105,8 @@ export class Sequence implements SequenceView {
 
   #finish(reason: Finish["reason"], fault: Finish["fault"], stop: string): Finish {
     const { drafted, accepted, targetSteps } = this;
-    return { reason, fault, drafted, accepted, targetSteps, stop };
+    const numericsChanged = this.#numericsOf() !== this.#numerics;
+    return { reason, fault, drafted, accepted, targetSteps, stop, numericsChanged };
   }
 }
 
@@ -99,7 +114,9 @@ const REASON = { stop: 1, length: 2, cancelled: 3, fault: 4 } as const satisfies
 
 /** A refusal of a request that never became a sequence. */
 export const refusal = (id: number, fault: NonNullable<Finish["fault"]>): Chunk =>
-  chunkOf(id, { finish: { reason: REASON.fault, fault, drafted: 0, accepted: 0, targetSteps: 0, stop: "" } });
+  chunkOf(id, {
+    finish: { reason: REASON.fault, fault, drafted: 0, accepted: 0, targetSteps: 0, stop: "", numericsChanged: false },
+  });
 
 export const chunkOf = (id: number, parts: Partial<Chunk>): Chunk => ({
   id,

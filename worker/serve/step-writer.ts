@@ -3,6 +3,7 @@
 //   W1  a slot is closed in the plan stream before it is opened again.
 //   W2  blocks that a launched step may touch come back only when it is done (block-pool.ts, K3).
 //   W3  step numbers are 1, 2, 3, ... without a gap.
+import { FaultError, waiting } from "../../proto/fault.ts";
 import type { Row, SlotOpen, SlotUpdate, StepPlan } from "../../proto/gen/muster/v1/worker.ts";
 import { BlockPool } from "../kv/block-pool.ts";
 
@@ -17,6 +18,8 @@ export class StepWriter {
   #rows: Row[] = [];
   #touched: Holder[] = [];
   #step = 0n;
+  /** Asked for and not done: in the next plan, or in a step that is in flight. */
+  #switch: ({ version: number; step: bigint } & PromiseWithResolvers<void>) | undefined;
 
   constructor(options: { kvBlocks: number; slotsMax: number; incarnation: bigint }) {
     this.#pool = new BlockPool(options.kvBlocks);
@@ -68,6 +71,29 @@ export class StepWriter {
     this.#touched.push(holder);
   }
 
+  /**
+   * The next plan switches to the map of experts that all ranks have staged; resolves when its step is done. Rejects with
+   * FaultError, also where another switch is on its way.
+   */
+  switchExperts(version: number): Promise<void> {
+    if (this.#switch !== undefined)
+      return Promise.reject(new FaultError(waiting("switching", "another map of experts is being switched to")));
+    this.#switch = { version, step: 0n, ...Promise.withResolvers<void>() };
+    this.#updates.push({ slot: 0, kind: { $case: "experts", value: { version } } });
+    return this.#switch.promise;
+  }
+
+  /** State is gone: nothing that was asked for comes. */
+  fail(error: FaultError): void {
+    this.#switch?.reject(error);
+    this.#switch = undefined;
+  }
+
+  /** A plan without rows has something to say that does not wait. */
+  get isDue(): boolean {
+    return this.#switch?.step === 0n;
+  }
+
   /** Takes slot and blocks away; also where only one of them is held, or none. */
   release(holder: Holder): void {
     if (holder.slot !== 0) {
@@ -82,6 +108,7 @@ export class StepWriter {
   /** The plan of everything written since the last one. */
   take(): StepPlan {
     const step = ++this.#step;
+    if (this.#switch?.step === 0n) this.#switch.step = step;
     for (const holder of this.#touched) holder.lastStep = step;
     const plan: StepPlan = { step, updates: this.#updates, rows: this.#rows, incarnation: this.#incarnation };
     this.#updates = [];
@@ -92,5 +119,8 @@ export class StepWriter {
 
   completed(step: bigint): void {
     this.#pool.completed(step);
+    if (this.#switch?.step !== step) return;
+    this.#switch.resolve();
+    this.#switch = undefined;
   }
 }

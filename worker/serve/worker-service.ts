@@ -26,10 +26,11 @@ import {
 import { POD_UID_HEADER } from "../../proto/grpc.ts";
 import { noTrust, type Trust } from "../../proto/trust.ts";
 import type { CommListener, Engine } from "../engine/engine.ts";
+import { expertCalls, tellNumerics } from "./experts.ts";
 import { faultError, otherIncarnation, type RpcError, rpcError } from "./grpc-error.ts";
 import { Life } from "./life.ts";
 import { Outlet } from "./outlet.ts";
-import { type Backend, openRole, type Role } from "./role.ts";
+import { type Backend, type Localise, openRole, type Role } from "./role.ts";
 
 /** Messages a gateway may leave unread before its stream is ended: a step is at most one message, so this is seconds. */
 const UNREAD_MESSAGES_MAX = 4_096;
@@ -57,6 +58,7 @@ export class WorkerHost {
   readonly #backend: Backend;
   readonly #listener: CommListener;
   readonly #trust: Trust;
+  readonly #localise: Localise | undefined;
   readonly #abort = new AbortController();
   readonly life = new Life(WorkerPhase.IDLE);
   #loading: Promise<void> | undefined;
@@ -71,6 +73,7 @@ export class WorkerHost {
     backend: Backend;
     listener: CommListener;
     trust?: Trust | undefined;
+    localise?: Localise | undefined;
     /** State is gone; the process should end. Called once. */
     onLost: (error: FaultError) => void;
   }) {
@@ -79,6 +82,7 @@ export class WorkerHost {
     this.#listener = options.listener;
     this.#onLost = options.onLost;
     this.#trust = options.trust ?? noTrust;
+    this.#localise = options.localise;
   }
 
   get service(): WorkerServer {
@@ -91,6 +95,7 @@ export class WorkerHost {
       tokenize: (call, callback) => void this.#tokenize(call, callback),
       drain: (call, callback) => void this.#drainCall(call, callback),
       stats: (call) => this.#stats(call),
+      ...expertCalls({ roleOf: () => this.#role, fence: (asked) => this.#fence(asked), life: this.life }),
     };
   }
 
@@ -154,6 +159,8 @@ export class WorkerHost {
         life: this.life,
         signal: this.#abort.signal,
         trust: this.#trust,
+        localise: this.#localise,
+        podUid: this.#me.podUid,
         onLost: (error) => this.#lose(error),
       });
     } catch (error) {
@@ -345,7 +352,10 @@ export class WorkerHost {
   #follow(engine: Engine, plan: StepPlan, call: ServerDuplexStream<StepPlan, StepDigest>): void {
     const { step } = plan;
     engine.launch(plan).then(
-      ({ digest }) => call.write({ step, digest, fault: undefined }),
+      ({ digest }) => {
+        tellNumerics(engine, this.life);
+        call.write({ step, digest, fault: undefined });
+      },
       (error: unknown) => {
         const detail = error instanceof Error ? error.message : String(error);
         const failure = new FaultError(lost("step_failed", `step ${step}: ${detail}`), { cause: error });

@@ -48,7 +48,7 @@ struct Sampler {
 
 // Updates are applied in order, before the rows.
 struct SlotUpdate {
-  enum class Kind : uint8_t { open = 1, close = 2, blocks = 3, truncate = 4, fork = 5, copy = 6 };
+  enum class Kind : uint8_t { open = 1, close = 2, blocks = 3, truncate = 4, fork = 5, copy = 6, experts = 7 };
   Kind kind = Kind::close;
   uint32_t slot = 0;
   std::vector<uint32_t> ids;       // open: all token ids so far
@@ -58,6 +58,7 @@ struct SlotUpdate {
   uint32_t length = 0;             // open: computed length; truncate, fork: ids kept
   std::vector<uint32_t> blocks;    // open, fork: the whole table; blocks: appended
   uint32_t from = 0, to = 0;       // fork: source slot; copy: KV block ids
+  uint32_t version = 0;            // experts: of the map that was staged; from this step's rows on it holds
 };
 
 // Computes `count` ids of the slot from its computed length on, then the drafts. With `sample` the last of the count is the
@@ -104,6 +105,15 @@ struct StepResult {
   double step_ms = 0, wait_ms = 0; // wall time; of it waiting for other ranks (slowest local rank)
 };
 
+// An expert that a rank is to hold in a layer. Where several ranks hold it, a token is computed by the copy that its position
+// picks: (position * 2654435761 mod 2^32 >> 16) mod copies. The ranks that cut one expert hold the same copy of it.
+struct ExpertShare { uint32_t rank = 0, block = 0, expert = 0, copy = 0, copies = 1; };
+// Of all ranks of this worker; what the map does not name they hold no longer. The first map, from the shards, is version 0.
+struct ExpertMap {
+  uint32_t version = 0;
+  std::vector<ExpertShare> shares;
+};
+
 struct Memory { uint64_t weights = 0, kv = 0, activations = 0, communication = 0; };  // bytes per rank
 
 struct EngineStats {
@@ -127,6 +137,11 @@ class Engine {
   virtual Status connect(std::shared_ptr<Comm> comm) = 0;  // once, before kv_init, where create was given none
   // All ranks agree on the numerics id and on the KV size. `blocks` counts block 0, which belongs to padding.
   virtual Status kv_init(uint32_t blocks) = 0;
+
+  // Reads and packs, beside the steps, what `map` adds to this worker's ranks; slices are of that and nothing else. Once it
+  // has returned ok one step may switch to it. A map that was staged before and not switched to is dropped. One at a time.
+  virtual Status stage(const ExpertMap& map, std::span<const FileDesc> files, std::span<const TensorSlice> slices,
+                       const std::atomic<bool>& cancel) = 0;
 
   // `done` is called once, from an engine thread, in ticket order.
   virtual Status launch(const Step& step, std::function<void(StepResult&&)> done) = 0;

@@ -37,7 +37,15 @@ const chunk = (part: Partial<Chunk>): Chunk => ({ id: 1, tokens: [], text: "", l
 const opened = { prompt: [5, 6], revision: "r", numericsId: "n" };
 const faulted = (fault: Fault): Chunk =>
   chunk({
-    finish: { reason: Finish_Reason.FAULT, fault, drafted: 0, accepted: 0, targetSteps: 0, stop: "" },
+    finish: {
+      reason: Finish_Reason.FAULT,
+      fault,
+      drafted: 0,
+      accepted: 0,
+      targetSteps: 0,
+      stop: "",
+      numericsChanged: false,
+    },
   });
 
 test("G1, G2: wherever it breaks, the re-opening says exactly what was absorbed", () => {
@@ -146,7 +154,15 @@ test("steps of a leader that died are counted from what was seen, those of the l
   absorb(choice, chunk({ tokens: [4] }), 1);
   holdChoice(choice, 1);
   openChoice(choice, 2);
-  const finish = { reason: Finish_Reason.STOP, fault: undefined, drafted: 9, accepted: 4, targetSteps: 5, stop: "" };
+  const finish = {
+    reason: Finish_Reason.STOP,
+    fault: undefined,
+    drafted: 9,
+    accepted: 4,
+    targetSteps: 5,
+    stop: "",
+    numericsChanged: false,
+  };
   absorb(choice, chunk({ opened, tokens: [5], finish }), 1);
   expect(choice.tally).toEqual({ drafted: 2 + 9, accepted: 2 + 4, targetSteps: 2 + 5 });
 });

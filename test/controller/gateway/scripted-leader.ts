@@ -136,6 +136,9 @@ export class ScriptedLeader {
     const service: WorkerServer = {
       describe: unimplemented,
       drain: unimplemented,
+      stageExperts: unimplemented,
+      switchExperts: unimplemented,
+      expertLoad: unimplemented,
       load: none,
       steps: none,
       score: none,
@@ -320,6 +323,7 @@ export class ScriptedLeader {
         accepted: sequence.accepted,
         targetSteps: sequence.steps,
         stop: "",
+        numericsChanged: false,
       };
     }
     return chunk;
@@ -358,7 +362,15 @@ const finished = (id: number, fault: Fault): Chunk => ({
   text: "",
   logprobs: [],
   margins: [],
-  finish: { reason: Finish_Reason.FAULT, fault, drafted: 0, accepted: 0, targetSteps: 0, stop: "" },
+  finish: {
+    reason: Finish_Reason.FAULT,
+    fault,
+    drafted: 0,
+    accepted: 0,
+    targetSteps: 0,
+    stop: "",
+    numericsChanged: false,
+  },
 });
 
 export const engineLost = lost("follower_lost", "rank 1 did not arrive");

@@ -59,14 +59,15 @@ export const rowOf = (slot: number, count: number, more: Partial<Row> = {}): Row
 /** Numbers the steps of one engine. */
 export class Driver {
   readonly engine: Engine;
-  #step = 0n;
+  /** The last that was launched. */
+  step = 0n;
   constructor(engine: Engine) {
     this.engine = engine;
   }
   async run(updates: SlotUpdate[], rows: Row[]): Promise<StepResult> {
-    const plan = StepPlan.fromPartial({ step: this.#step + 1n, updates, rows });
+    const plan = StepPlan.fromPartial({ step: this.step + 1n, updates, rows });
     const result = this.engine.launch(plan);
-    this.#step += 1n;
+    this.step += 1n;
     return result;
   }
   /** The only row of a step. */

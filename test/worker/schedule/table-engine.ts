@@ -49,7 +49,9 @@ const refuse = (field: string, detail: string): never => {
 };
 
 export class TableEngine implements Engine {
-  readonly numericsId = "table-1";
+  numericsId = "table-1";
+  expertsVersion = 0;
+  #staged = 0;
   readonly options: TableOptions;
   /** What happened, for assertions. */
   readonly seen = { steps: 0, ahead: 0, rows: 0, tokensMost: 0, rowsMost: 0, opens: 0 };
@@ -99,6 +101,10 @@ export class TableEngine implements Engine {
     return [];
   }
 
+  async stage({ version }: { version: number }): Promise<void> {
+    this.#staged = version;
+  }
+
   async close(): Promise<void> {
     this.#isClosed = true;
   }
@@ -141,6 +147,13 @@ export class TableEngine implements Engine {
 
   #update(update: SlotUpdate): void {
     const { slot: id, kind } = update;
+    if (kind?.$case === "experts") {
+      if (kind.value.version !== this.#staged) refuse("experts", `${kind.value.version} is not staged`);
+      this.expertsVersion = this.#staged;
+      this.numericsId = `table-1-x${this.#staged}`;
+      this.#staged = 0;
+      return;
+    }
     if (id <= 0 || id >= this.options.slotsMax) refuse("slot", `${id} out of range`);
     switch (kind?.$case) {
       case "open": {

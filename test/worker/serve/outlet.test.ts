@@ -5,7 +5,15 @@ import { chunkOf } from "../../../worker/serve/sequence.ts";
 import { until } from "../../until.ts";
 
 const opened = { prompt: [1], revision: "r", numericsId: "n" };
-const finish: Finish = { reason: 2, fault: undefined, drafted: 0, accepted: 0, targetSteps: 3, stop: "" };
+const finish: Finish = {
+  reason: 2,
+  fault: undefined,
+  drafted: 0,
+  accepted: 0,
+  targetSteps: 3,
+  stop: "",
+  numericsChanged: false,
+};
 const token = (id: number, token: number): Chunk => chunkOf(id, { tokens: [token], text: `${token} ` });
 
 function opening(paceMs: number) {
