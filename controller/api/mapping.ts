@@ -31,6 +31,7 @@ const DRAFT_SESSIONS = 64;
 export type PlanWish = {
   contextTokens: number | undefined;
   concurrency: number;
+  expertCopies: number;
   pins: Parallelism & { ranks?: number | undefined; workers?: number | undefined };
 };
 
@@ -56,6 +57,8 @@ export type DeploymentWish = {
   plan: PlanWish;
   /** Of a GPU's memory; kvBytesOf makes bytes of it when the GPU is known. */
   kvFraction: number | undefined;
+  /** Experts move by their measured load while the group serves. */
+  movesExperts: boolean;
   slo: { ttftMs: number | undefined; itlMs: number | undefined };
   nodes: NodeWish;
   engine: EngineOptions;
@@ -77,9 +80,11 @@ export function deploymentWish(spec: ModelDeploymentSpec): DeploymentWish {
     plan: {
       contextTokens: slo.contextTokens,
       concurrency: slo.concurrency,
+      expertCopies: spec.experts.redundant,
       pins: { ...spec.parallelism, ranks: spec.gpu?.count, workers: spec.gpu?.topology?.nodes },
     },
     kvFraction: spec.kvCache.fraction,
+    movesExperts: spec.experts.balancing === "measured",
     slo: { ttftMs: slo.ttftMs, itlMs: slo.itlMs },
     nodes: nodeWish(spec.gpu),
     engine: engineOptions(slo.concurrency),
@@ -111,13 +116,13 @@ export type PoolWish = {
 export function poolWish(spec: DraftPoolSpec): PoolWish {
   return {
     source: sourceWish(spec.model),
-    plan: { contextTokens: undefined, concurrency: DRAFT_SESSIONS, pins: { ranks: 1, workers: 1 } },
+    plan: { contextTokens: undefined, concurrency: DRAFT_SESSIONS, expertCopies: 0, pins: { ranks: 1, workers: 1 } },
     nodes: nodeWish(spec.gpu),
     engine: engineOptions(DRAFT_SESSIONS),
     replicas: spec.replicas,
     vocabularies: spec.vocabularies,
     podPatch: spec.podPatch,
-    notYet: spec.model.auth === undefined ? [] : [{ field: AUTH.field, kind: "NotYet", message: AUTH.message }],
+    notYet: [],
   };
 }
 
@@ -146,17 +151,19 @@ function engineOptions(concurrency: number): EngineOptions {
   });
 }
 
-export type Broker = { url: string; token: string };
+/** Without a user the token alone says who clients are. */
+export type Broker = { url: string; user?: string | undefined; token: string };
 
 /** One word, because it stands in NATS subjects; names of owners have neither "_" nor ".". */
 export function poolToken(namespace: string, pool: string): string {
   return `${namespace}_${pool}`;
 }
 
-export function speculationOptions(pool: string, { url, token }: Broker): SpeculationOptions {
+export function speculationOptions(pool: string, { url, user = "", token }: Broker): SpeculationOptions {
   return SpeculationOptions.create({
     enabled: true,
     natsUrl: url,
+    natsUser: user,
     natsToken: token,
     pool,
     draftTokens: DRAFT_TOKENS,
@@ -164,9 +171,10 @@ export function speculationOptions(pool: string, { url, token }: Broker): Specul
   });
 }
 
-export function draftOptions(pool: string, { url, token }: Broker): DraftOptions {
+export function draftOptions(pool: string, { url, user = "", token }: Broker): DraftOptions {
   return DraftOptions.create({
     natsUrl: url,
+    natsUser: user,
     natsToken: token,
     pool,
     sessionsMax: DRAFT_SESSIONS,
@@ -220,15 +228,8 @@ export function sloNotices(slo: DeploymentWish["slo"], prediction: Prediction): 
 
 export type NotYet = { field: string; isAsked: (spec: ModelDeploymentSpec) => boolean; message: string };
 
-const AUTH: NotYet = {
-  field: "spec.model.auth",
-  isAsked: ({ model }) => model.auth !== undefined,
-  message: "sources behind a secret cannot be read yet; put the weights where none is needed",
-};
-
 /** A field leaves this table in the change that gives it an effect. */
 export const NOT_YET: readonly NotYet[] = [
-  AUTH,
   {
     field: "spec.kvCache.dtype",
     isAsked: ({ kvCache }) => kvCache.dtype !== "auto",
@@ -238,16 +239,6 @@ export const NOT_YET: readonly NotYet[] = [
     field: "spec.kvCache.offload",
     isAsked: ({ kvCache }) => kvCache.offload !== undefined,
     message: "cold KV blocks are dropped and computed again, not moved to host memory",
-  },
-  {
-    field: "spec.experts.redundant",
-    isAsked: ({ experts }) => experts.redundant > 0,
-    message: "every expert has one copy for now",
-  },
-  {
-    field: "spec.experts.balancing",
-    isAsked: ({ experts }) => experts.balancing !== "none",
-    message: "experts stay where the plan put them for now",
   },
   {
     field: "spec.speculation.method",

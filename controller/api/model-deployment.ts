@@ -181,12 +181,22 @@ const kvCache = z
   })
   .prefault({});
 
-const experts = z
-  .strictObject({
-    redundant: z.int().min(0).max(1024).default(0).describe("Copies of busy experts in each layer."),
-    balancing: z.enum(["none", "measured"]).default("none").describe("measured: experts move by their load."),
-  })
-  .prefault({});
+const experts = withRules(
+  z
+    .strictObject({
+      redundant: z.int().min(0).max(1024).default(0).describe("Copies of busy experts in each layer."),
+      balancing: z.enum(["none", "measured"]).default("none").describe("measured: experts move by their load."),
+    })
+    .prefault({}),
+  [
+    {
+      cel: "self.redundant == 0 || self.balancing == 'measured'",
+      message: "which experts are busy is measured: write balancing: measured, or leave redundant out",
+      holds: ({ redundant, balancing }) => redundant === 0 || balancing === "measured",
+      at: "balancing",
+    },
+  ],
+);
 
 const speculation = withRules(
   z

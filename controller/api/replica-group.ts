@@ -7,6 +7,7 @@ import { RANKS_MAX } from "./model-deployment.ts";
 import { type EditRule, withRules } from "./rules.ts";
 
 const FAILURES_MAX = 32;
+const FAILED_NODES_MAX = 64;
 
 const fields = z.object({
   owner: z
@@ -53,6 +54,9 @@ const record = z.object({
     .meta({ "x-kubernetes-list-type": "atomic" }),
   notBefore: z.iso.datetime({ precision: 3 }).optional(),
   restarts: count,
+  failedNodes: listBy(z.object({ node: z.string().max(253), times: count }), "node", FAILED_NODES_MAX)
+    .optional()
+    .describe("Nodes that incarnations have failed by; those that did twice are avoided."),
 });
 
 const placement = listBy(

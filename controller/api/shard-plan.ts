@@ -99,6 +99,9 @@ const fields = z.object({
   workers: size.describe("Nodes of one group."),
   contextTokens: count,
   kv: z.object({ blockTokens: count, blocks: count.describe("For each rank, the padding block included.") }),
+  expertCopies: count
+    .optional()
+    .describe("Of each layer, besides the first of each expert; the ledgers hold room for them."),
   shardRules: z
     .array(z.object({ role: text(64), rule: text(64) }))
     .max(RULES_MAX)
@@ -187,6 +190,7 @@ export function toResource(plan: ShardPlan, { image, podTemplateDigest }: Packag
     workers: rest.workers,
     contextTokens: rest.contextTokens,
     kv: { blockTokens: rest.kvBlockTokens, blocks: rest.kvBlocks },
+    ...(rest.expertCopies > 0 ? { expertCopies: rest.expertCopies } : {}),
     shardRules: shardRulesOf(spec),
     ledgers: ledgerResources(rest.ledgers),
     reasons: rest.reasons.slice(0, REASONS_MAX).map(reasonResource),
@@ -273,6 +277,7 @@ export function fromResource(spec: ShardPlanSpec): ShardPlan {
     contextTokens: spec.contextTokens,
     kvBlockTokens: spec.kv.blockTokens,
     kvBlocks: spec.kv.blocks,
+    expertCopies: spec.expertCopies ?? 0,
   };
 }
 

@@ -66,6 +66,7 @@ export function evaluate(model: Model, cut: Cut, placement: Placement, wishes: W
   const ranks = shards.map((shard, rank): RankBytes => {
     const capacity = placement.capacities[rank] ?? 0;
     const lines = weightLines(model.condensed, shard);
+    lines.set(LedgerClass.EXPERTS, expertBytes(lines, shard, wishes.expertCopies / cut.ep));
     lines.set(LedgerClass.ACTIVATIONS, activationBytes(spec, shard, bounds, placement.backend));
     lines.set(LedgerClass.COMMUNICATION, communicationBytes(spec, cut.world, bounds, placement.backend));
     lines.set(LedgerClass.RESERVE, reserveBytes(capacity, placement.backend, placement.perNode));
@@ -92,6 +93,12 @@ export function evaluate(model: Model, cut: Cut, placement: Placement, wishes: W
   };
   const load = rankLoad(model, candidate, ranks, placement);
   return { ...candidate, prediction: predict(load, candidate, placement, wishes) };
+}
+
+/** With room for the slot's share of the copies: all experts of a model are alike. */
+function expertBytes(lines: Lines, { experts }: RankShard, copies: number): number {
+  const own = lines.get(LedgerClass.EXPERTS) ?? 0;
+  return experts.length === 0 ? own : Math.ceil(own * (1 + copies / experts.length));
 }
 
 // ---- KV ----

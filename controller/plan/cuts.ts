@@ -6,7 +6,7 @@ import { cutFaults } from "../model/shards.ts";
 import { CPU_RANKS_MAX, deviceCount, type Inventory } from "./hardware.ts";
 import { isRefusal, type Placement, place } from "./place.ts";
 import { moeOf } from "./shape.ts";
-import { inventoryKind, type Pins } from "./wishes.ts";
+import { inventoryKind, type Pins, type Wishes } from "./wishes.ts";
 
 type Placed = { cut: Cut; placement: Placement };
 export type Refused = { cut: Cut; reasons: Reason[] };
@@ -52,13 +52,32 @@ function cutsOf(spec: ModelSpec, world: number, pins: Pins): Cut[] {
     .map(cut);
 }
 
+/** Every slot has as many places, and holds no expert twice. */
+function copyFaults(spec: ModelSpec, { ep }: Cut, copies: number): Reason[] {
+  if (copies === 0) return [];
+  const experts = moeOf(spec)?.experts;
+  if (experts === undefined)
+    return [refusedFor("copies-without-experts", `${copies} copies of experts: the model has none.`)];
+  if (copies > experts * (ep - 1)) {
+    const text = `${copies} copies of ${experts} experts on ${ep} slots: over ${experts * (ep - 1)} a slot would hold one twice.`;
+    return [refusedFor("copies-many", text)];
+  }
+  if ((experts + copies) % ep === 0) return [];
+  const text = `${experts} experts and ${copies} copies do not divide over ${ep} slots.`;
+  return [refusedFor("copies-uneven", text)];
+}
+
 /** Every cut that pins and inventory leave, with its place or with what refuses it. */
-export function enumerateCuts(spec: ModelSpec, inventory: Inventory, pins: Pins): Cuts {
+export function enumerateCuts(
+  spec: ModelSpec,
+  inventory: Inventory,
+  { pins, expertCopies }: Pick<Wishes, "pins" | "expertCopies">,
+): Cuts {
   const cuts: Cuts = { placed: [], refused: [] };
   for (const world of worlds(inventory, pins)) {
     const placement = place(inventory, world, pins.workers);
     for (const cut of cutsOf(spec, world, pins)) {
-      const reasons = cutFaults(spec, cut);
+      const reasons = [...cutFaults(spec, cut), ...copyFaults(spec, cut, expertCopies)];
       if (isRefusal(placement)) reasons.push(refusedFor(placement.code, `${placement.text}.`));
       else if (reasons.length === 0) cuts.placed.push({ cut, placement });
       if (reasons.length > 0) cuts.refused.push({ cut, reasons });

@@ -36,7 +36,7 @@ function judge(model: Model, inventory: Inventory, wishes: Wishes): Judged {
   const { spec } = model;
   const wrong = wrongWishes(spec, wishes);
   if (wrong.length > 0) return { kind: "infeasible", reasons: wrong, table: { candidates: [], refused: [] } };
-  const cuts = enumerateCuts(spec, inventory, wishes.pins);
+  const cuts = enumerateCuts(spec, inventory, wishes);
   const candidates = cuts.placed
     .map(({ cut, placement }) => evaluate(model, cut, placement, wishes))
     .sort((one, other) => compare(one, other));
@@ -91,10 +91,10 @@ function refusals(table: Table): Reason[] {
 }
 
 function planOf(spec: ModelSpec, best: Candidate, rest: { wishes: Wishes; reasons: Reason[] }): ShardPlan {
-  const { kvBlockTokens } = rest.wishes;
+  const { kvBlockTokens, expertCopies } = rest.wishes;
   const { cut, workers, kvBlocks, contextTokens } = best;
   return {
-    revision: revisionOf(spec.digest, { cut, workers, kvBlocks, contextTokens, kvBlockTokens }),
+    revision: revisionOf(spec.digest, { cut, workers, kvBlocks, contextTokens, kvBlockTokens, expertCopies }),
     model: spec,
     cut,
     ranks: best.shards,
@@ -105,5 +105,6 @@ function planOf(spec: ModelSpec, best: Candidate, rest: { wishes: Wishes; reason
     contextTokens,
     kvBlockTokens,
     kvBlocks,
+    expertCopies,
   };
 }

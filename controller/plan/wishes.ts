@@ -24,6 +24,8 @@ export type Wishes = {
   /** KV bytes of each rank, exactly; undefined: what context and concurrency need, as far as it fits. */
   kvBytes: number | undefined;
   kvBlockTokens: number;
+  /** Copies of busy experts in each layer, besides the first of each; over all ep slots. */
+  expertCopies: number;
   /** What the deployment has measured of itself; 0.8 before it has. */
   calibration: number;
 };
@@ -43,6 +45,7 @@ export function wishesOf(changes: Partial<Wishes> = {}): Wishes {
     pins: {},
     kvBytes: undefined,
     kvBlockTokens: KV_BLOCK_TOKENS,
+    expertCopies: 0,
     calibration: CALIBRATION_START,
     ...changes,
   };

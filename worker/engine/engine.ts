@@ -60,8 +60,8 @@ export class EngineError extends Error {
 export interface Engine {
   /** Backend, build, instruction set, mode, cut, map of experts: equal ids give equal bits. Changes with a step that switches. */
   readonly numericsId: string;
-  /** Of the map of experts in use; 0: the plan's. */
-  readonly expertsVersion: number;
+  /** The map of experts in use; undefined: the plan's own. */
+  readonly experts: ExpertMap | undefined;
   /** Resolves when the step is computed; rejects with EngineError. At most `inFlightMax` (2) at once. */
   launch(plan: StepPlan): Promise<StepResult>;
   memory(): RankMemory[];

@@ -116,7 +116,7 @@ type Waiting = { resolve(result: StepResult): void; reject(error: Error): void }
 
 class NativeEngine implements Engine {
   numericsId = "";
-  expertsVersion = 0;
+  experts: ExpertMap | undefined;
   /** With the plan's own map of experts. */
   #baseId = "";
   #staged: ExpertMap | undefined;
@@ -147,7 +147,7 @@ class NativeEngine implements Engine {
     const result = await new Promise<StepResult>((resolve, reject) => this.#waiting.push({ resolve, reject }));
     if (switched !== undefined) {
       this.numericsId = numericsWith(this.#baseId, switched);
-      this.expertsVersion = switched.version;
+      this.experts = switched;
     }
     return result;
   }

@@ -93,7 +93,7 @@ function loadOf(engine: Engine): ExpertLoadResponse {
   const layers = engine
     .expertTokens()
     .flatMap((tokens, block) => (tokens.length === 0 ? [] : [{ block, tokens: tokens.map(BigInt) }]));
-  return { layers, version: engine.expertsVersion };
+  return { layers, map: engine.experts };
 }
 
 /** After a step that may have switched: everybody who watches learns the new id. */

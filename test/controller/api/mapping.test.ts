@@ -62,7 +62,7 @@ const FIELDS: Record<string, [Spec, Spec]> = {
   "kvCache.dtype": [{}, { kvCache: { dtype: "fp8" } }],
   "kvCache.fraction": [{}, { kvCache: { fraction: 0.5 } }],
   "kvCache.offload.hostMemory": [{}, { kvCache: { offload: { hostMemory: "1Gi" } } }],
-  "experts.redundant": [{}, { experts: { redundant: 1 } }],
+  "experts.redundant": [{ experts: { balancing: "measured" } }, { experts: { redundant: 1, balancing: "measured" } }],
   "experts.balancing": [{}, { experts: { balancing: "measured" } }],
   "speculation.draftPool": [{}, { speculation: { draftPool: "drafts" } }],
   "speculation.method": [{}, { speculation: { method: "lookup" } }],
@@ -122,7 +122,7 @@ describe("no field of a ModelDeployment is ignored silently", () => {
       const [before, after] = [deploymentWish(deployment(one)), deploymentWish(deployment(other))];
       const isSaid = after.notYet.some(({ field }) => isNamed(field, path));
       const asked = { ...before, notYet: [] };
-      if (isSaid && !path.startsWith("model.auth")) expect({ ...after, notYet: [] }).toEqual(asked);
+      if (isSaid) expect({ ...after, notYet: [] }).toEqual(asked);
       else expect({ ...after, notYet: [] }).not.toEqual(asked);
     },
   );
@@ -251,8 +251,10 @@ describe("a draft pool", () => {
     expect(wish.notYet).toEqual([]);
   });
 
-  test("a secret that is not read yet is said", () => {
-    expect(poolWish(pool({ model: { source: HF, auth: { secretName: "hub" } } })).notYet).toHaveLength(1);
+  test("the secret of a source is named, with its key", () => {
+    const { source, notYet } = poolWish(pool({ model: { source: HF, auth: { secretName: "hub", key: "hf" } } }));
+    expect(source.secret).toEqual({ name: "hub", key: "hf" });
+    expect(notYet).toEqual([]);
   });
 
   test("serves its model's vocabulary, and no other where they are named", async () => {

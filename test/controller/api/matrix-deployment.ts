@@ -136,6 +136,7 @@ const wishes: MatrixCase[] = [
   refuses("a quantity without number", { kvCache: { offload: { hostMemory: "Gi" } } }, "write a quantity such as"),
   refuses("a negative quantity", { kvCache: { offload: { hostMemory: -1 } } }, "spec.kvCache.offload.hostMemory"),
   refuses("fewer than no copies", { experts: { redundant: -1 } }, "spec.experts.redundant"),
+  refuses("copies that nobody places", { experts: { redundant: 2 } }, "which experts are busy is measured"),
   refuses("an unknown balancing", { experts: { balancing: "magic" } }, "spec.experts.balancing"),
   takes("a draft pool", { speculation: { draftPool: "drafts", lossless: "L2" } }),
   takes("no speculation", { speculation: { method: "none" } }),

@@ -85,7 +85,7 @@ const condition = {
 };
 const common = { observedGeneration: 1, phase: "Loading", cause, conditions: [condition] };
 const counted = { selector: "muster.dev/deployment=chat", replicas: 2, readyReplicas: 1, ready: "8/16" };
-const notices = [{ field: "spec.experts.redundant", kind: "NotYet", message: "every expert has one copy for now" }];
+const notices = [{ field: "spec.kvCache.dtype", kind: "NotYet", message: "the engine has one KV type" }];
 
 const statusOf = (name: string, stored: object, status: Spec, messagePart?: string): MatrixCase => {
   const written = { name, before: stored, object: { ...stored, status }, subresource: "status" as const };

@@ -97,7 +97,7 @@ test("no rank loads vision", async () => {
   const cut = { world: 2, tp: 2, dp: 1, ep: 1, etp: 2, pp: 1 };
   const plan = {
     ...{ revision: "", model, cut, ranks: shardsOf(model, cut, 1), ledgers: [], reasons: [], workers: 1 },
-    ...{ contextTokens: 0, kvBlockTokens: 16, kvBlocks: 0 },
+    ...{ contextTokens: 0, kvBlockTokens: 16, kvBlocks: 0, expertCopies: 0 },
   };
   const loaded = new Set(slicesOf(plan, 0).map((slice) => model.tensors[slice.tensor]?.role));
   expect(loaded.has(TensorRole.EXPERT_DOWN)).toBe(true);

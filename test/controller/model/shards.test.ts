@@ -31,7 +31,7 @@ const cut = (tp: number, ep = 1): Cut => ({ world: tp, tp, dp: 1, ep, etp: tp / 
 function planOf(model: ModelSpec, sizes: Cut, workers: number): ShardPlan {
   return {
     ...{ revision: "r", model, cut: sizes, ranks: shardsOf(model, sizes, workers), ledgers: [], reasons: [], workers },
-    ...{ contextTokens: 0, kvBlockTokens: 16, kvBlocks: 0 },
+    ...{ contextTokens: 0, kvBlockTokens: 16, kvBlocks: 0, expertCopies: 0 },
   };
 }
 

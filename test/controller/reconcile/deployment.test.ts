@@ -237,14 +237,14 @@ describe("what is said", () => {
   });
 
   test("fields without effect yet are said, and predictions that miss the wish", () => {
-    const spec = { kvCache: { dtype: "fp8" }, experts: { redundant: 2 }, slo: { itlMs: 1, ttftMs: 1 } };
+    const spec = { kvCache: { dtype: "fp8", offload: { hostMemory: "1Gi" } }, slo: { itlMs: 1, ttftMs: 1 } };
     const wish = wishOf(spec);
     const slow = { ...planSpec().prediction, itlMs: 30 };
     const plans = [{ ...storedPlan(wish.planName, wish.question.hash), spec: planSpec({ prediction: slow }) }];
     const { notices } = decideDeployment(world({ plans }, spec)).status;
     expect(notices?.map(({ field, kind }) => `${kind} ${field}`)).toEqual([
       "NotYet spec.kvCache.dtype",
-      "NotYet spec.experts.redundant",
+      "NotYet spec.kvCache.offload",
       "Needed spec.slo.ttftMs",
       "Needed spec.slo.itlMs",
     ]);

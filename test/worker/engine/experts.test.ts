@@ -87,7 +87,7 @@ test.each([
     expect(engine.numericsId).toBe(before.id);
     const result = await answer(driver, [switching(1)]);
     expect(engine.numericsId).toMatch(new RegExp(`^${before.id.replaceAll(/[/.]/g, "\\$&")}-x[0-9a-f]{12}$`));
-    expect(engine.expertsVersion).toBe(1);
+    expect(engine.experts?.version).toBe(1);
     expect(engine.memory().map(({ weights }) => weights)).toEqual(before.weights);
     return result;
   });

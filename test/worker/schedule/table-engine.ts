@@ -2,6 +2,7 @@
 // states them, over a language model that is a hash of the last `window` tokens. It reads those tokens from its KV blocks
 // through the slot's table, so that a block freed too early, shared by mistake or never filled changes the answer.
 
+import type { ExpertMap } from "../../../proto/gen/muster/v1/plan.ts";
 import type { Row, Sampling, SlotUpdate, StepPlan } from "../../../proto/gen/muster/v1/worker.ts";
 import {
   type Engine,
@@ -50,8 +51,8 @@ const refuse = (field: string, detail: string): never => {
 
 export class TableEngine implements Engine {
   numericsId = "table-1";
-  expertsVersion = 0;
-  #staged = 0;
+  experts: ExpertMap | undefined;
+  #staged: ExpertMap | undefined;
   readonly options: TableOptions;
   /** What happened, for assertions. */
   readonly seen = { steps: 0, ahead: 0, rows: 0, tokensMost: 0, rowsMost: 0, opens: 0 };
@@ -101,8 +102,8 @@ export class TableEngine implements Engine {
     return [];
   }
 
-  async stage({ version }: { version: number }): Promise<void> {
-    this.#staged = version;
+  async stage(map: ExpertMap): Promise<void> {
+    this.#staged = map;
   }
 
   async close(): Promise<void> {
@@ -148,10 +149,11 @@ export class TableEngine implements Engine {
   #update(update: SlotUpdate): void {
     const { slot: id, kind } = update;
     if (kind?.$case === "experts") {
-      if (kind.value.version !== this.#staged) refuse("experts", `${kind.value.version} is not staged`);
-      this.expertsVersion = this.#staged;
-      this.numericsId = `table-1-x${this.#staged}`;
-      this.#staged = 0;
+      const { version } = kind.value;
+      if (version !== this.#staged?.version) refuse("experts", `${version} is not staged`);
+      this.experts = this.#staged;
+      this.numericsId = `table-1-x${version}`;
+      this.#staged = undefined;
       return;
     }
     if (id <= 0 || id >= this.options.slotsMax) refuse("slot", `${id} out of range`);

@@ -114,7 +114,7 @@ test("a stream goes on over the switch, says so, and everybody has the new numer
 
 test("the leader counts what every expert has served, and which map it was", async () => {
   const load = await unary<ExpertLoadResponse>((answer) => leader().expertLoad({ incarnation: INCARNATION }, answer));
-  expect(load.version).toBe(1);
+  expect(load.map).toEqual({ version: 1, ...layersOf(DEALT) });
   expect(load.layers.map(({ block }) => block)).toEqual(layersOf(DEALT).layers.map(({ block }) => block));
   const sums = load.layers.map(({ tokens }) => tokens.reduce((sum, count) => sum + count, 0n));
   expect(sums).toHaveLength(MOE_LAYERS);
