@@ -14,6 +14,8 @@ export const channelOptions: ChannelOptions = {
   "grpc.keepalive_timeout_ms": 5_000,
   "grpc.keepalive_permit_without_calls": 1,
   "grpc-node.flow_control_window": 1024 * 1024,
+  // Sent instead of an IP address, which TLS does not allow; who a peer is does not hang on its name (trust.ts).
+  "grpc.ssl_target_name_override": "muster",
   "grpc.initial_reconnect_backoff_ms": 100,
   "grpc.max_reconnect_backoff_ms": 2_000,
 };
