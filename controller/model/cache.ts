@@ -7,6 +7,7 @@ import { join } from "node:path";
 
 export function cacheRoot(cacheDir: string | undefined): string {
   if (cacheDir) return cacheDir;
+  if (process.env.MUSTER_CACHE) return process.env.MUSTER_CACHE;
   const base = process.env.XDG_CACHE_HOME;
   return join(base && base !== "" ? base : join(homedir(), ".cache"), "muster");
 }

@@ -22,6 +22,10 @@ export type { Progress } from "./sources/source.ts";
 export type ReadModelOptions = SourceOptions & {
   /** Read headers only: what a plan needs. Nothing large is downloaded; `files[].path` of a remote source stays empty. */
   headersOnly?: boolean;
+  /** With headersOnly: read the tokenizer of a remote source as well, tens of megabytes at most; its path may stay empty. */
+  tokenizer?: boolean;
+  /** Where the source has been opened already: it is read from there. */
+  place?: Source;
 };
 
 const CONFIG_BYTES_MAX = 4 * 1024 * 1024;
@@ -47,7 +51,7 @@ type Read = {
  * https://host/path. Throws FaultError: INVALID with file, key and offset; TRANSIENT where the network failed.
  */
 export async function readModel(source: string, options: ReadModelOptions = {}): Promise<ModelSpec> {
-  const place = await openSource(source, options);
+  const place = options.place ?? (await openSource(source, options));
   const opened: ByteSource[] = [];
   try {
     const read = place.gguf
@@ -98,7 +102,8 @@ async function readHfModel(parts: {
   const generation = await readGeneration(place);
   const text = config.child("text_config") ?? config;
   const ids = [...config.ids("eos_token_id"), ...text.ids("eos_token_id"), ...(generation?.ids("eos_token_id") ?? [])];
-  const tokenizer = place.remote && options.headersOnly ? undefined : await readHfTokenizer(place);
+  const isLeftOut = place.remote && options.headersOnly && !options.tokenizer;
+  const tokenizer = isLeftOut ? undefined : await readHfTokenizer(place);
   const [bosId = 0] = [...text.ids("bos_token_id"), ...config.ids("bos_token_id")];
   const formatName = found ? "safetensors" : "config only,";
   return {
@@ -146,7 +151,8 @@ async function readGgufModel(
   });
   const converted = convertGgufTokenizer(keys);
   const tokenizer = converted && {
-    jsonPath: await keep(cacheRoot(options.cacheDir), "tokenizers", converted.json),
+    // A controller that only plans may have nowhere to write.
+    jsonPath: options.headersOnly ? "" : await keep(cacheRoot(options.cacheDir), "tokenizers", converted.json),
     chatTemplate: converted.chatTemplate,
     bosToken: converted.bosToken,
     eosToken: converted.eosToken,

@@ -2,8 +2,11 @@
 //
 //   B1  a complete blob has its final name; what is being written ends in ".part", beside a ".lock" that its writer keeps fresh.
 //   B2  room is made before a transfer: oldest unused complete blobs go first, never pinned ones or those of the same model.
-//   B3  a pin belongs to a process; a dead process holds none.
+//   B3  a pin belongs to a process; a dead process holds none. Whether one of another host (pods share a cache) still lives is
+//       not known here: it holds its pin for PIN_OLD_MS.
+
 import { mkdir, open, readdir, readFile, rm, stat, statfs, utimes, writeFile } from "node:fs/promises";
+import { hostname } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { FaultError, transient } from "../../../proto/fault.ts";
@@ -21,6 +24,8 @@ const LOCK_TOUCH_MS = 5_000;
 const LOCK_POLL_MS = 200;
 /** A part nobody has written to for so long may go. */
 const PART_OLD_MS = 7 * 24 * 3600 * 1000;
+/** Longer than any load that began with the pin. */
+const PIN_OLD_MS = 24 * 3600 * 1000;
 const REFERENCE_BYTES_MAX = 64 * 1024;
 
 export type Reference = { key: string; name: string; size: number; etag: string };
@@ -60,7 +65,7 @@ export class Blobs {
 
   async pin(key: string): Promise<void> {
     await mkdir(this.#folder, { recursive: true });
-    await writeFile(`${this.path(key)}.pin-${process.pid}`, "");
+    await writeFile(`${this.path(key)}.pin-${process.pid}@${hostname()}`, "");
   }
 
   async remember(address: string, reference: Reference): Promise<void> {
@@ -120,10 +125,12 @@ export class Blobs {
     const names = await readdir(this.#folder);
     const pinned = new Set<string>();
     for (const name of names) {
-      const [, key, pid] = /^(.*)\.pin-(\d+)$/.exec(name) ?? [];
+      const [, key, pid, host = hostname()] = /^(.*)\.pin-(\d+)(?:@(.+))?$/.exec(name) ?? [];
       if (key === undefined) continue;
-      if (isAlive(Number(pid))) pinned.add(key);
-      else await rm(join(this.#folder, name), { force: true });
+      const path = join(this.#folder, name);
+      const isHeld = host === hostname() ? isAlive(Number(pid)) : await isYounger(path, PIN_OLD_MS);
+      if (isHeld) pinned.add(key);
+      else await rm(path, { force: true });
     }
     const locked = new Set<string>();
     for (const name of names)
@@ -131,7 +138,7 @@ export class Blobs {
         locked.add(name.slice(0, -".lock".length));
     const entries: Entry[] = [];
     for (const file of names) {
-      if (/\.(lock|tmp)$|\.pin-\d+$/.test(file)) continue;
+      if (/\.(lock|tmp)$|\.pin-\d+(@.+)?$/.test(file)) continue;
       const found = await stat(join(this.#folder, file)).catch(() => undefined);
       if (!found) continue;
       const isPart = file.endsWith(".part");
@@ -142,12 +149,17 @@ export class Blobs {
     return entries;
   }
 
-  /** Waits for whoever writes the same blob, then holds the lock while `work` runs. */
-  async locked<T>(key: string, signal: AbortSignal | undefined, work: () => Promise<T>): Promise<T> {
+  /** Waits for whoever writes the same blob, then holds the lock while `work` runs. `onWait`: at every look meanwhile. */
+  async locked<T>(
+    key: string,
+    { signal, onWait }: { signal: AbortSignal | undefined; onWait: () => Promise<void> },
+    work: () => Promise<T>,
+  ): Promise<T> {
     const path = `${this.path(key)}.lock`;
     await mkdir(this.#folder, { recursive: true });
     while (!(await takeLock(path))) {
       if (signal?.aborted) throw cancelled(signal.reason);
+      await onWait();
       await sleep(LOCK_POLL_MS);
     }
     const touch = setInterval(() => {
@@ -165,9 +177,11 @@ export class Blobs {
 
 type Entry = { file: string; key: string; size: number; usedAt: number; isPinned: boolean; mayGo: boolean };
 
-async function isFresh(path: string): Promise<boolean> {
+const isFresh = (path: string): Promise<boolean> => isYounger(path, LOCK_FRESH_MS);
+
+async function isYounger(path: string, ageMs: number): Promise<boolean> {
   const found = await stat(path).catch(() => undefined);
-  return found !== undefined && Date.now() - found.mtimeMs < LOCK_FRESH_MS;
+  return found !== undefined && Date.now() - found.mtimeMs < ageMs;
 }
 
 /** The wait is bounded by the lock's owner: it must touch the file, or the lock is taken from it. */

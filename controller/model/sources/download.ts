@@ -19,7 +19,9 @@ export type Transfer = HttpOptions & {
 /** Answers the path of the complete file; transfers only what is missing. */
 export async function download(file: RemoteFile, blobs: Blobs, transfer: Transfer): Promise<string> {
   const key = Blobs.keyOf(file);
-  return blobs.locked(key, transfer.signal, async () => {
+  // Another process of this machine may be at it: its progress is ours.
+  const onWait = async () => transfer.onBytes?.(await sizeOf(`${blobs.path(key)}.part`));
+  return blobs.locked(key, { signal: transfer.signal, onWait }, async () => {
     const there = await blobs.find(key, file.size);
     if (there) return there;
     const path = blobs.path(key);

@@ -22,12 +22,16 @@ export function pathOf(url: string): string {
 const urlOf = (path: string): string => `file://${path.replaceAll("%", "%25")}`;
 
 export async function openFileSource(url: string): Promise<Source> {
-  const path = pathOf(url);
+  return openLocal(pathOf(url), urlOf);
+}
+
+/** A directory, its config.json, or a .gguf file. `urlFor`: the canonical URL of such a path. */
+export async function openLocal(path: string, urlFor: (path: string) => string): Promise<Source> {
   const found = await stat(path).catch(() => undefined);
   if (!found) reject("source", `${path} does not exist`);
-  if (found.isDirectory()) return directory(urlOf(path), path);
-  if (path.endsWith(".gguf")) return directory(urlOf(path), dirname(path), basename(path));
-  if (basename(path) === "config.json") return directory(urlOf(dirname(path)), dirname(path));
+  if (found.isDirectory()) return directory(urlFor(path), path);
+  if (path.endsWith(".gguf")) return directory(urlFor(path), dirname(path), basename(path));
+  if (basename(path) === "config.json") return directory(urlFor(dirname(path)), dirname(path));
   return reject("source", `${path} is neither a directory nor a .gguf file`);
 }
 

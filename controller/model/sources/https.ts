@@ -18,10 +18,9 @@ export async function openHttpSource(text: string, options: SourceOptions): Prom
     return file;
   };
   const name = isGguf ? last.slice(0, -".gguf".length) : last;
+  const token = options.sourceToken ?? process.env.MUSTER_SOURCE_TOKEN;
+  const http = httpOptions(options, token ? { origin: url.origin, token } : undefined);
   // The canonical URL leaves a query out: it may be a signature.
   const canonical = `${url.origin}${url.pathname}`;
-  return remoteSource(
-    { url: canonical, name, gguf: isGguf ? last : undefined, urlOf, http: httpOptions(options) },
-    options,
-  );
+  return remoteSource({ url: canonical, name, gguf: isGguf ? last : undefined, urlOf, http }, options);
 }

@@ -4,9 +4,10 @@ import { openBuiltinSource } from "./builtin.ts";
 import { openFileSource } from "./file.ts";
 import { openHfSource } from "./hf.ts";
 import { openHttpSource } from "./https.ts";
+import { openPvcSource } from "./pvc.ts";
 import type { Source, SourceOptions } from "./source.ts";
 
-const SCHEMES = "builtin://, file://, hf:// and https://";
+const SCHEMES = "builtin://, file://, hf://, https:// and, in pods, pvc://";
 
 export async function openSource(url: string, options: SourceOptions): Promise<Source> {
   const scheme = /^([a-z][a-z0-9+.-]*):\/\//.exec(url)?.[1];
@@ -20,6 +21,8 @@ export async function openSource(url: string, options: SourceOptions): Promise<S
     case "https":
     case "http":
       return openHttpSource(url, options);
+    case "pvc":
+      return openPvcSource(url);
     case undefined:
       return reject(
         "source",

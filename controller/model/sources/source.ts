@@ -10,6 +10,8 @@ export type SourceOptions = {
   /** Bytes that downloaded files may take together; the oldest unused ones go first. */
   cacheBytesMax?: number;
   hfToken?: string;
+  /** Bearer token of an https:// source; default: MUSTER_SOURCE_TOKEN. Sent to the source's own origin only. */
+  sourceToken?: string;
   /** Only what is local or cached. */
   offline?: boolean;
   onProgress?: (progress: Progress) => void;

@@ -299,6 +299,21 @@ test("B2: room is made by removing the oldest blob that nobody uses", async () =
   expect(existsSync(join(cacheDir, "blobs", mine ?? ""))).toBe(true);
 });
 
+test("B3: a pin of another host, whose processes are not known here, holds for a day", async () => {
+  await read(GGUF);
+  const blob = (name: string) => join(cacheDir, "blobs", name);
+  const dayOld = Date.now() / 1000 - 25 * 3600;
+  for (const name of ["held", "left"]) {
+    writeFileSync(blob(name), Buffer.alloc(400_000));
+    utimesSync(blob(name), 500, 500);
+    writeFileSync(blob(`${name}.pin-1@another-pod`), "");
+  }
+  utimesSync(blob("left.pin-1@another-pod"), dayOld, dayOld);
+  await read(GGUF, { cacheBytesMax: DRAFT.length + 500_000 });
+  expect(existsSync(blob("held"))).toBe(true);
+  expect(existsSync(blob("left"))).toBe(false);
+});
+
 test("B3: the pin of a process that is gone holds nothing", async () => {
   await read(GGUF);
   const dead = join(cacheDir, "blobs", "dead");
