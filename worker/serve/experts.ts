@@ -5,12 +5,11 @@ import { status } from "@grpc/grpc-js";
 import type {
   ExpertLoadRequest,
   ExpertLoadResponse,
-  StageExpertsRequest,
   StageExpertsResponse,
   SwitchExpertsRequest,
   SwitchExpertsResponse,
-  WorkerServer,
-} from "../../proto/gen/muster/v1/worker.ts";
+} from "../../proto/gen/muster/v1/experts.ts";
+import type { StageExpertsRequest, WorkerServer } from "../../proto/gen/muster/v1/worker.ts";
 import { type Engine, EngineError } from "../engine/engine.ts";
 import { faultError, type RpcError, rpcError } from "./grpc-error.ts";
 import type { Life } from "./life.ts";

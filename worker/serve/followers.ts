@@ -9,11 +9,13 @@ import { noTrust, type Trust } from "../../proto/trust.ts";
 export interface Followers {
   /** Sends the plan to all; resolves with their digests of it, in order of workers. Rejects with a lost fault. */
   launch(plan: StepPlan): Promise<bigint[]>;
+  /** Last step that each has finished, in order of workers; 0 before the first. */
+  readonly epochs: readonly bigint[];
   close(): void;
 }
 
 /** A group of one worker. */
-export const noFollowers: Followers = { launch: async () => [], close() {} };
+export const noFollowers: Followers = { launch: async () => [], epochs: [], close() {} };
 
 type Waiting = { step: bigint; resolve: (digest: bigint) => void; reject: (error: FaultError) => void };
 
@@ -25,6 +27,7 @@ class Follower {
   readonly #onLost: (error: FaultError) => void;
   #error: FaultError | undefined;
   #isClosing = false;
+  epoch = 0n;
 
   constructor(address: string, trust: Trust, onLost: (error: FaultError) => void) {
     this.#address = address;
@@ -56,7 +59,10 @@ class Follower {
     if (fault !== undefined) this.#lose(fault.detail);
     else if (next?.step !== step)
       this.#lose(`it answered step ${step} where ${next?.step ?? "none"} was expected`, next);
-    else next.resolve(digest);
+    else {
+      this.epoch = step;
+      next.resolve(digest);
+    }
   }
 
   #lose(detail: string, answered?: Waiting): void {
@@ -79,6 +85,9 @@ export function connectFollowers(
   const followers = addresses.map((address) => new Follower(address, trust, onLost));
   return {
     launch: (plan) => Promise.all(followers.map((follower) => follower.launch(plan))),
+    get epochs() {
+      return followers.map(({ epoch }) => epoch);
+    },
     close: () => followers.forEach((follower) => void follower.close()),
   };
 }

@@ -8,6 +8,7 @@ import type { Followers } from "./followers.ts";
 export class Group {
   readonly #engine: Engine;
   readonly #followers: Followers;
+  #epoch = 0n;
 
   constructor(engine: Engine, followers: Followers) {
     this.#engine = engine;
@@ -18,11 +19,20 @@ export class Group {
     return this.#engine.numericsId;
   }
 
+  /** Last step that each worker has finished, by index; 0 before the first. */
+  get epochs(): readonly bigint[] {
+    return [this.#epoch, ...this.#followers.epochs];
+  }
+
   /** Steps end in the order of their launch. Rejects where a worker is lost or sampled something else. */
   async launch(plan: StepPlan): Promise<StepResult> {
     // Followers first: their work begins with a message's way.
     const digests = this.#followers.launch(plan);
-    const [result, others] = await Promise.all([this.#engine.launch(plan), digests]);
+    const own = this.#engine.launch(plan).then((result) => {
+      this.#epoch = plan.step;
+      return result;
+    });
+    const [result, others] = await Promise.all([own, digests]);
     const other = others.findIndex((digest) => digest !== result.digest);
     if (other < 0) return result;
     const detail = `step ${plan.step}: follower ${other + 1} sampled other tokens than the leader; the ranks have drifted apart`;

@@ -171,6 +171,9 @@ export class Leader {
     return done;
   }
 
+  /** `epochs`: last step that each worker has finished; pending: one was launched that not all have. */
+  readonly progress = () => ({ epochs: this.#group.epochs, isPending: !this.#flights.isEmpty });
+
   stats(): WorkerStats {
     const { totals, stepMs, waitMs } = this.#figures;
     return {

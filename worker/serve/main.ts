@@ -10,7 +10,7 @@ import { FaultError, invalid } from "../../proto/fault.ts";
 import { WorkerPhase, WorkerService } from "../../proto/gen/muster/v1/worker.ts";
 import { channelOptions } from "../../proto/grpc.ts";
 import { noTrust, type Trust } from "../../proto/trust.ts";
-import type { Backend } from "./role.ts";
+import type { Backend, Localise } from "./role.ts";
 import { settled, WorkerHost } from "./worker-service.ts";
 
 /** After SIGTERM: what has not ended by then goes on elsewhere. Whoever stops us kills soon after. */
@@ -38,6 +38,8 @@ export type WorkerRun = {
   readonly drainMs?: number;
   /** Default: none, in clear. */
   readonly trust?: Trust | undefined;
+  /** Brings a plan's files here before they are loaded; default: its paths are this machine's. */
+  readonly localise?: Localise | undefined;
   /** Called once the service answers. */
   readonly onListening?: (address: string) => void;
 };
@@ -57,8 +59,8 @@ export async function runWorker(run: WorkerRun, signal: AbortSignal): Promise<vo
     cpu: cpus()[0]?.model ?? "unknown",
     podUid: run.podUid,
   };
-  const { trust = noTrust } = run;
-  const host = new WorkerHost({ me, backend, listener, trust, onLost: lose });
+  const { trust = noTrust, localise } = run;
+  const host = new WorkerHost({ me, backend, listener, trust, localise, onLost: lose });
   const server = new Server(channelOptions);
   server.addService(WorkerService, host.service);
   serveHealth(server, host);

@@ -20,6 +20,7 @@ import { connectFollowers } from "./followers.ts";
 import { Leader } from "./leader.ts";
 import type { Life } from "./life.ts";
 import { budgetOf, engineOptionsOf, limitsOf, type ResolvedEngineOptions, serveLimitsOf } from "./options.ts";
+import { startReporter } from "./report.ts";
 
 /** Where engines come from: worker/engine/native.ts, or an engine of a test. */
 export type Backend = {
@@ -29,8 +30,20 @@ export type Backend = {
   openEngine(request: EngineRequest): Promise<Engine>;
 };
 
+/** Brings a plan's files to where this process reads them, and answers the plan with their paths. Rejects with FaultError. */
+export type Localise = (
+  plan: ShardPlan,
+  options: { signal: AbortSignal; onProgress: (bytes: number, total: number) => void },
+) => Promise<ShardPlan>;
+
 export type Role =
-  | { readonly kind: "leader"; readonly leader: Leader; readonly tokenizer: Tokenizer; close(): Promise<void> }
+  | {
+      readonly kind: "leader";
+      readonly engine: Engine;
+      readonly leader: Leader;
+      readonly tokenizer: Tokenizer;
+      close(): Promise<void>;
+    }
   | { readonly kind: "follower"; readonly engine: Engine; close(): Promise<void> }
   | { readonly kind: "draft"; readonly engine: Engine; close(): Promise<void> };
 
@@ -41,6 +54,10 @@ export type RoleOptions = {
   readonly life: Life;
   readonly signal: AbortSignal;
   readonly trust: Trust;
+  /** Of the pod this worker is in. */
+  readonly podUid?: string | undefined;
+  /** Default: the plan's paths are this machine's. */
+  readonly localise?: Localise | undefined;
   /** The role has lost its state; called at most once, after its streams have been told. */
   readonly onLost: (error: FaultError) => void;
 };
@@ -58,16 +75,55 @@ export async function openRole(options: RoleOptions): Promise<Role> {
   if (plan === undefined || model === undefined)
     throw new FaultError(invalid("plan", "a Load needs a plan with its model"));
   if (model.planOnly !== "") throw new FaultError(invalid("plan.model", model.planOnly, "unsupported"));
-  const opened: Opened = { ...options, plan, model, engineOptions: engineOptionsOf(options.request.engine) };
+  let leader: Leader | undefined;
+  reportOn(options, plan, () => leader);
+  const local = await localised(options, plan);
+  const opened: Opened = { ...options, ...local, engineOptions: engineOptionsOf(options.request.engine) };
   const engine = await openEngine(opened);
   try {
     if (options.request.draft !== undefined) return openDraft(opened, engine);
     if (options.request.worker !== 0) return { kind: "follower", engine, close: () => engine.close() };
-    return await openLeader(opened, engine);
+    const role = await openLeader(opened, engine);
+    if (role.kind === "leader") leader = role.leader;
+    return role;
   } catch (error) {
     await engine.close();
     throw error;
   }
+}
+
+/** To the controller, from the first byte on and until the worker ends: also why there is no leader. */
+function reportOn(options: RoleOptions, plan: ShardPlan, leaderOf: () => Leader | undefined): void {
+  const { request, life, signal, trust, podUid = "" } = options;
+  const { namespace, group, incarnation, reportsAddress: address } = request;
+  if (request.worker !== 0 || address === "") return;
+  const workers = plan.ranks.map(({ worker }) => worker);
+  const progress = () => {
+    const leader = leaderOf();
+    if (leader === undefined) return undefined;
+    const { epochs, isPending } = leader.progress();
+    return { stats: leader.stats(), rankEpochs: workers.map((worker) => epochs[worker] ?? 0n), isPending };
+  };
+  startReporter({ address, who: { namespace, group, incarnation, podUid }, life, progress, trust, signal });
+}
+
+async function localised(
+  { localise, life, signal }: RoleOptions,
+  plan: ShardPlan,
+): Promise<Pick<Opened, "plan" | "model">> {
+  const bring = async () => {
+    if (localise === undefined) return plan;
+    life.change({ phase: WorkerPhase.PULLING });
+    const onProgress = (bytes: number, total: number) =>
+      life.change({ bytesLoaded: BigInt(bytes), bytesTotal: BigInt(total) });
+    const found = await localise(plan, { signal, onProgress });
+    life.change({ phase: WorkerPhase.LOADING, bytesLoaded: 0n, bytesTotal: 0n });
+    return found;
+  };
+  const local = await bring();
+  if (signal.aborted) throw new FaultError(lost("cancelled", "the load was cancelled: the worker is ending"));
+  if (local.model === undefined) throw new FaultError(invalid("plan", "a Load needs a plan with its model"));
+  return { plan: local, model: local.model };
 }
 
 async function openEngine({ request, plan, engineOptions, backend, listener, life, signal }: Opened): Promise<Engine> {
@@ -133,7 +189,7 @@ async function openLeader(opened: Opened, engine: Engine): Promise<Role> {
     await stopSpeculator();
     await engine.close();
   };
-  return { kind: "leader", leader, tokenizer, close };
+  return { kind: "leader", engine, leader, tokenizer, close };
 }
 
 function openSpeculator({ request, engineOptions, trust }: Opened, vocabHash: bigint) {
@@ -191,7 +247,8 @@ const brokerOf = (wish: SpeculationOptions | DraftOptions, trust: Trust) => ({
   url: wish.natsUrl,
   user: wish.natsUser,
   token: wish.natsToken,
-  tls: trust.nats(),
+  // The installation's own broker knows us by a user; another's authority is not ours, and it knows a token alone.
+  tls: wish.natsUser === "" ? undefined : trust.nats(),
 });
 
 const lostDraft = (cause: unknown): FaultError =>

@@ -8,10 +8,10 @@ import { pino } from "pino";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { expertSlices, planMap } from "../../../controller/model/expert-slices.ts";
 import { slicesOf } from "../../../controller/model/shards.ts";
+import type { ExpertLoadResponse } from "../../../proto/gen/muster/v1/experts.ts";
 import type { ShardPlan } from "../../../proto/gen/muster/v1/plan.ts";
 import {
   type Chunk,
-  type ExpertLoadResponse,
   LoadRequest,
   Open,
   StageExpertsRequest,

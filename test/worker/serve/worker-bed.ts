@@ -16,6 +16,7 @@ import {
 } from "../../../proto/gen/muster/v1/worker.ts";
 import { channelOptions } from "../../../proto/grpc.ts";
 import { runWorker } from "../../../worker/serve/main.ts";
+import type { Localise } from "../../../worker/serve/role.ts";
 import { TableEngine } from "../schedule/table-engine.ts";
 import { EOS, nanoSpec, tableDefaults } from "./harness.ts";
 
@@ -23,7 +24,7 @@ export const INCARNATION = 7n;
 export const CONTEXT = 400;
 const quiet = pino({ level: "silent" });
 
-export type More = { podUid?: string; drainMs?: number };
+export type More = { podUid?: string; drainMs?: number; localise?: Localise };
 export const same = (engine: TableEngine): TableEngine => engine;
 
 export class Worker {
