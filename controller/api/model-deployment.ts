@@ -190,7 +190,7 @@ const experts = withRules(
     .prefault({}),
   [
     {
-      cel: "self.redundant == 0 || self.balancing == 'measured'",
+      cel: "!has(self.redundant) || self.redundant == 0 || self.balancing == 'measured'",
       message: "which experts are busy is measured: write balancing: measured, or leave redundant out",
       holds: ({ redundant, balancing }) => redundant === 0 || balancing === "measured",
       at: "balancing",

@@ -3,7 +3,7 @@
 import type { Cut, ModelSpec, Reason } from "../../proto/gen/muster/v1/plan.ts";
 import { Reason_Kind } from "../../proto/gen/muster/v1/plan.ts";
 import { cutFaults } from "../model/shards.ts";
-import { CPU_RANKS_MAX, deviceCount, type Inventory } from "./hardware.ts";
+import { CPU_RANKS_MAX, DEVICES_MAX, deviceCount, type Inventory } from "./hardware.ts";
 import { isRefusal, type Placement, place } from "./place.ts";
 import { moeOf } from "./shape.ts";
 import { inventoryKind, type Pins, type Wishes } from "./wishes.ts";
@@ -27,7 +27,9 @@ function worlds(inventory: Inventory, pins: Pins): number[] {
   const pinned = pinnedWorld(pins);
   if (pinned !== undefined) return [pinned];
   const most =
-    inventoryKind(inventory) === "gpu" ? deviceCount(inventory) : Math.min(CPU_RANKS_MAX, cpuWorld(inventory, pins));
+    inventoryKind(inventory) === "gpu"
+      ? Math.min(DEVICES_MAX, deviceCount(inventory))
+      : Math.min(CPU_RANKS_MAX, cpuWorld(inventory, pins));
   return Array.from({ length: most }, (_, index) => index + 1);
 }
 

@@ -4,6 +4,7 @@ import type { ShardPlan } from "../../proto/gen/muster/v1/plan.ts";
 import { type WorkerDescription, WorkerPhase } from "../../proto/gen/muster/v1/worker.ts";
 import type { WorkerSeen } from "./cluster.ts";
 import { type Draft, pushRecord, pushStart } from "./draft.ts";
+import { stallMsOf } from "./ended.ts";
 import type { ReconcileLimits } from "./limits.ts";
 import { loadRequest } from "./load.ts";
 import { bytesText, type Finding, Phase, secondsText } from "./status.ts";
@@ -54,7 +55,7 @@ export function bringUp(draft: Draft, world: World, goal: ServeGoal, whole: Whol
   }
   if (idle.length > 0)
     draft.because.push({ code: "load", text: `worker ${idle.join(", ")} gets its part of the model` });
-  return loading(world, told, say);
+  return loading(draft, world, told, say);
 }
 
 type Tally = {
@@ -99,7 +100,11 @@ function deadlines(world: World, { limits, own }: Whole): number[] {
     wakes.push(sinceMs + (last === undefined ? limits.startMs : limits.silentMs));
   }
   if (world.last?.incarnation === world.seen.record.incarnation && world.last.phase !== Phase.SERVING) {
-    wakes.push(world.last.progressMs + limits.stallMs);
+    wakes.push(world.last.progressMs + stallMsOf(world.last.phase, limits));
+  }
+  if (world.seen.steps?.isPending === true) {
+    const judgedMs = world.seen.steps.sinceMs + limits.stepMs;
+    if (judgedMs > world.nowMs) wakes.push(judgedMs);
   }
   return wakes;
 }
@@ -137,17 +142,21 @@ function serving(
 }
 
 /** The group is as far as its slowest worker. */
-function loading(world: World, told: Tally, say: Say): Draft {
+function loading(draft: Draft, world: World, told: Tally, say: Say): Draft {
   const { bytesLoaded, bytesTotal } = told.figures;
   const isAt = (phase: WorkerPhase): boolean => told.phases.includes(phase);
-  if (isAt(WorkerPhase.IDLE) || isAt(WorkerPhase.LOADING)) {
-    const sinceMs = world.last?.code === "loading" ? world.last.sinceMs : world.nowMs;
+  const isPulling = isAt(WorkerPhase.PULLING);
+  if (isPulling || isAt(WorkerPhase.IDLE) || isAt(WorkerPhase.LOADING)) {
+    const code = isPulling ? "pulling" : "loading";
+    const sinceMs = world.last?.code === code ? world.last.sinceMs : world.nowMs;
     const elapsed = world.nowMs - sinceMs;
     const rest = Number(bytesTotal - bytesLoaded);
     const eta = elapsed >= 2000 && bytesLoaded > 0n ? (rest * elapsed) / Number(bytesLoaded) : undefined;
+    if (eta !== undefined) draft.finding.etaMs = world.nowMs + eta;
     const tail = eta === undefined ? "" : `, about ${secondsText(eta)} left`;
-    const loaded = `${bytesText(bytesLoaded)} of ${bytesText(bytesTotal)} are loaded`;
-    return say(Phase.LOADING, "loading", `${bytesTotal > 0n ? loaded : "files are being opened"}${tail}`);
+    const done = `${bytesText(bytesLoaded)} of ${bytesText(bytesTotal)} are ${isPulling ? "pulled" : "loaded"}`;
+    const phase = isPulling ? Phase.PULLING : Phase.LOADING;
+    return say(phase, code, `${bytesTotal > 0n ? done : "files are being opened"}${tail}`);
   }
   if (isAt(WorkerPhase.CONNECTING)) {
     const waiting = told.phases.flatMap((phase, worker) => (phase === WorkerPhase.CONNECTING ? [worker] : []));

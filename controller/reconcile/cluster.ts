@@ -21,6 +21,8 @@ export type WorkerView =
 
 export type WorkerSeen = {
   name: WorkerName;
+  /** Where it is; undefined where there are no nodes to tell apart. */
+  node?: string | undefined;
   /** Target of its gRPC server. */
   address: string;
   state:
@@ -45,6 +47,25 @@ export type GroupRecord = {
   notBeforeMs: number;
   /** Incarnations that ended by failure, ever. */
   restarts: number;
+  /** How many incarnations have failed by each node; at most FAILED_NODES_MAX of them. */
+  failedNodes: Readonly<Record<string, number>>;
+};
+
+/** Nodes remembered for one group: more than a group is ever unlucky with, and few enough for an object of the API. */
+export const FAILED_NODES_MAX = 64;
+
+/** How far the ranks of a group are, as its leader has said last. */
+export type StepsSeen = {
+  /** Last step that each rank has finished, by rank; empty before the first. */
+  epochs: readonly bigint[];
+  /** A step has been planned that not all ranks have finished. */
+  isPending: boolean;
+  /** Since when the lowest epoch has not moved while something was pending; where nothing is, when that was said. */
+  sinceMs: number;
+  /** When the leader has spoken last. */
+  saidMs: number;
+  /** Whether its stream stands. */
+  isHeard: boolean;
 };
 
 export type GroupSeen = {
@@ -52,6 +73,10 @@ export type GroupSeen = {
   record: GroupRecord;
   /** Running ones of every incarnation, exited ones at least of the record's. */
   workers: readonly WorkerSeen[];
+  /** Of the record's incarnation; undefined where its leader reports to nobody. */
+  steps?: StepsSeen | undefined;
+  /** Nodes by whose fault the record's incarnation ends, where it does. */
+  blamed?: readonly string[] | undefined;
 };
 
 export type Action =
@@ -76,7 +101,7 @@ export interface Cluster {
 }
 
 export function freshRecord(): GroupRecord {
-  return { incarnation: 1n, revision: "", begun: false, failures: [], notBeforeMs: 0, restarts: 0 };
+  return { incarnation: 1n, revision: "", begun: false, failures: [], notBeforeMs: 0, restarts: 0, failedNodes: {} };
 }
 
 export function isSameWorker(one: WorkerName, other: WorkerName): boolean {

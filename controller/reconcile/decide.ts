@@ -9,7 +9,7 @@
 import type { ShardPlan } from "../../proto/gen/muster/v1/plan.ts";
 import { deviceCount, type Inventory } from "../plan/hardware.ts";
 import { bringUp } from "./bring-up.ts";
-import { type Failure, type GroupRecord, type WorkerSeen, workerTitle } from "./cluster.ts";
+import { FAILED_NODES_MAX, type Failure, type GroupRecord, type WorkerSeen, workerTitle } from "./cluster.ts";
 import { type Draft, findingOf, isRunning, pushRecord, pushStart, stopAll } from "./draft.ts";
 import { type Ended, whyEnded } from "./ended.ts";
 import type { ReconcileLimits } from "./limits.ts";
@@ -70,6 +70,7 @@ function successor(record: GroupRecord, revision: string, nowMs: number): GroupR
     failures: [],
     notBeforeMs: nowMs,
     restarts: record.restarts,
+    failedNodes: record.failedNodes,
   };
 }
 
@@ -141,7 +142,8 @@ function fail(
   { limits, ended }: { limits: ReconcileLimits; ended: Ended },
 ): Draft {
   const { record } = world.seen;
-  const failures = [...record.failures, { atMs: world.nowMs, ...ended }].slice(-limits.failuresMax);
+  const { detail, isFinal } = ended;
+  const failures = [...record.failures, { atMs: world.nowMs, detail, isFinal }].slice(-limits.failuresMax);
   const next: GroupRecord = {
     ...record,
     incarnation: record.incarnation + 1n,
@@ -149,6 +151,7 @@ function fail(
     failures,
     notBeforeMs: world.nowMs + backoffMs(failures.length, limits),
     restarts: record.restarts + 1,
+    failedNodes: withFailed(record.failedNodes, [...(world.seen.blamed ?? []), ...ended.blamed]),
   };
   pushRecord(draft, world, next);
   draft.because.push({ code: "incarnation-ended", text: `incarnation ${record.incarnation} ends: ${ended.detail}` });
@@ -156,6 +159,14 @@ function fail(
   stopAll(draft, survivors, limits.endGraceMs, { code: "no-half-outlives", text: "the rest of it is stopped" });
   draft.wakes.push(next.notBeforeMs);
   return waitOrStop(draft, next, limits);
+}
+
+/** One incarnation counts once for each node; where there is no room, nodes that failed least often are forgotten. */
+function withFailed(before: GroupRecord["failedNodes"], nodes: readonly string[]): GroupRecord["failedNodes"] {
+  const counts = new Map(Object.entries(before));
+  for (const node of new Set(nodes)) counts.set(node, (counts.get(node) ?? 0) + 1);
+  const kept = [...counts].toSorted(([, one], [, other]) => other - one).slice(0, FAILED_NODES_MAX);
+  return Object.fromEntries(kept);
 }
 
 /** Between two incarnations: a wait with its end, or the end of trying. */

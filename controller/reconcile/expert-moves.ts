@@ -5,8 +5,9 @@
 //       are held together until the switch. The rest comes with the next look. The first copies come to all layers at once,
 //       into the room that the ledger has for them.
 //   M2  without a load there is no move; what cannot be decided stays as it is.
+
+import type { ExpertTokens } from "../../proto/gen/muster/v1/experts.ts";
 import { type ExpertMap, LedgerClass, type ShardPlan } from "../../proto/gen/muster/v1/plan.ts";
-import type { ExpertTokens } from "../../proto/gen/muster/v1/worker.ts";
 import { imbalanceOf, isMap, type ExpertMap as PlacedMap, rebalance } from "../plan/experts.ts";
 import { worthMoving } from "../plan/experts-moves.ts";
 

@@ -20,6 +20,8 @@ export type GroupStatus = {
   restarts: number;
   bytesLoaded: bigint;
   bytesTotal: bigint;
+  /** When this phase is expected to end, where that can be told. */
+  etaMs?: number | undefined;
   /** Grows or changes while the group gets on; with `progressMs`, when it last did, it bounds every wait. */
   progress: string;
   progressMs: number;

@@ -73,6 +73,7 @@ function decided(world: DeploymentWorld, wish: OwnerWish): DeploymentDecision {
     wanted: scaled.wanted,
     planName: plan?.name,
     groups,
+    leaving: world.leaving,
     kind: wish.rollout.kind,
     room: roomFor(world, plan),
     usedBelow: owner.status.nextOrdinal ?? 0,
@@ -83,8 +84,8 @@ function decided(world: DeploymentWorld, wish: OwnerWish): DeploymentDecision {
   const nextOrdinal = Math.max(owner.status.nextOrdinal ?? 0, ...groups.map(({ spec }) => spec.ordinal + 1));
   const actions = actionsOf(world, { wish, chosen, steps, pair, nextOrdinal });
   const staying = groups.filter(({ spec, isLeaving }) => spec.state === "Serving" && !isLeaving);
-  const standing: Standing = { chosen, wanted: scaled.wanted, steps, staying };
-  const shortage = steps.isShort ? shortageOf(world, plan, scaled.wanted) : undefined;
+  const shortage = steps.isShort ? shortageOf(world, plan, { wanted: scaled.wanted, steps }) : undefined;
+  const standing: Standing = { chosen, wanted: scaled.wanted, steps, staying, shortage };
   const status = statusOf(world, {
     finding: findingOf(world, standing),
     wish,
@@ -92,7 +93,6 @@ function decided(world: DeploymentWorld, wish: OwnerWish): DeploymentDecision {
     pairing: pair,
     nextOrdinal,
     targetReplicas: scaled.targetReplicas,
-    shortage,
   });
   return {
     actions,
@@ -160,12 +160,17 @@ function roomFor({ free }: DeploymentWorld, plan: StoredPlan | undefined): numbe
   return groupsThatFit(free, plan.spec.cut.world, plan.spec.workers);
 }
 
-function shortageOf(world: DeploymentWorld, plan: StoredPlan | undefined, wanted: number): string | undefined {
+function shortageOf(
+  world: DeploymentWorld,
+  plan: StoredPlan | undefined,
+  { wanted, steps }: { wanted: number; steps: Steps },
+): string | undefined {
   if (plan === undefined || world.free === undefined) return undefined;
   const { cut, workers } = plan.spec;
   const each = cut.world / workers;
   const seats = world.free.nodes.filter((node) => node.kind === "gpu" && node.devices.length >= each).length;
   const lacking = Math.max(0, workers - seats) * each;
+  if (steps.old === 0) return `another replica needs ${lacking} more GPUs`;
   const out = surgeMax(wanted);
   const startMs = startMsOf(world.groups);
   const turns = Math.ceil(wanted / out);

@@ -13,7 +13,8 @@ export function eventsBetween(before: OwnerStatus, after: OwnerStatus): OwnerEve
     tell("Normal", "Planned", "Plan", conditionOf(after, "Planned")?.message ?? after.planName);
   }
   const { phase, cause } = after;
-  const isNew = phase !== before.phase || (WARNINGS.has(phase ?? "") && cause?.code !== before.cause?.code);
+  const isOther = cause?.code !== before.cause?.code;
+  const isNew = phase !== before.phase || (isOther && (WARNINGS.has(phase ?? "") || cause?.code === "node-leaving"));
   if (phase !== undefined && isNew) {
     tell(WARNINGS.has(phase) ? "Warning" : "Normal", phase, "Reconcile", cause?.message ?? phase);
   }

@@ -10,7 +10,14 @@ import type { DeploymentWorld, GroupView } from "./world.ts";
 
 export type Finding = { phase: PhaseName; cause: Omit<Cause, "since"> };
 
-export type Standing = { chosen: Chosen; wanted: number; steps: Steps; staying: readonly GroupView[] };
+export type Standing = {
+  chosen: Chosen;
+  wanted: number;
+  steps: Steps;
+  staying: readonly GroupView[];
+  /** What a replacement that finds no place needs. */
+  shortage: string | undefined;
+};
 
 const finding = (phase: PhaseName, code: string, message: string): Finding => ({ phase, cause: { code, message } });
 
@@ -36,6 +43,8 @@ export function findingOf(world: DeploymentWorld, standing: Standing): Finding {
     if (wanted > 0 && serving.length === 0 && staying.length === 0) return unplanned(why);
   }
   if (wanted === 0) return stopped(world);
+  const left = serving.length >= wanted ? leavingOf(world, standing) : undefined;
+  if (left !== undefined) return left;
   if (serving.length >= wanted) return finding("Serving", "serving", `${serving.length} of ${wanted} replicas serve`);
   return serving.length > 0 ? partly(standing, serving.length) : first(standing);
 }
@@ -61,6 +70,26 @@ function stopped({ owner }: DeploymentWorld): Finding {
   return isAuto
     ? finding("Stopped", "asleep", "nothing is asked for; the next request wakes it")
     : finding("Stopped", "scaled-to-zero", "no replicas are wanted");
+}
+
+/** All serve, one on a node that is to be left: what comes in its place, or that nothing can. */
+function leavingOf({ leaving }: DeploymentWorld, { steps, staying, shortage }: Standing): Finding | undefined {
+  const [group] = steps.leaving;
+  const node = group?.status.placement?.find((seat) => leaving.has(seat.node))?.node;
+  if (group === undefined || node === undefined) return undefined;
+  const why = `node ${node} ${leaving.get(node)}`;
+  if (shortage !== undefined) {
+    const text = `${why} and ${shortage}: ${group.name} serves there until there is room, the node is uncordoned or its pods are deleted`;
+    return finding("Degraded", "no-replacement", text);
+  }
+  const newest = staying.toSorted((one, other) => other.spec.ordinal - one.spec.ordinal).find(isNew);
+  const who = newest === undefined ? "another replica" : newest.name;
+  const how = newest === undefined || isServing(newest) ? "" : ` (${saidOf(newest)})`;
+  return finding("Serving", "node-leaving", `${why}: ${who} comes in place of ${group.name}${how}`);
+
+  function isNew(one: GroupView): boolean {
+    return one.spec.plan === group?.spec.plan && one.spec.ordinal > group.spec.ordinal && !steps.leaving.includes(one);
+  }
 }
 
 function partly({ wanted, staying }: Standing, serving: number): Finding {

@@ -1,21 +1,28 @@
 // Asking the planner for an owner: which inventories in which order, and what its answer means. Pure but for readModel, which
 // whoever calls it keeps off the hot path (controller/kube/plan-desk.ts).
 
-import { FaultError, invalid } from "../../../proto/fault.ts";
+import { FaultError } from "../../../proto/fault.ts";
 import type { ModelSpec } from "../../../proto/gen/muster/v1/plan.ts";
 import { type Fault, Fault_Kind } from "../../../proto/gen/muster/v1/worker.ts";
 import { formatFault, kvBytesOf } from "../../api/mapping.ts";
 import { type ShardPlanSpec, toResource } from "../../api/shard-plan.ts";
 import { readModel } from "../../model/model.ts";
+import { type Recording, recordedSource } from "../../model/sources/recorded.ts";
 import { deviceCount, type Inventory, type InventoryNode } from "../../plan/hardware.ts";
 import { type Planned, planShards } from "../../plan/plan.ts";
-import { wishesOf } from "../../plan/wishes.ts";
+import { type Wishes, wishesOf } from "../../plan/wishes.ts";
 import type { Question } from "./wish.ts";
 
 /** `free`: what nobody holds. `all`: what there is. */
 export type Grounds = { free: Inventory; all: Inventory };
 
-export type Ask = { question: Question; grounds: Grounds; calibration: number | undefined };
+export type Ask = {
+  question: Question;
+  grounds: Grounds;
+  calibration: number | undefined;
+  /** Where only pods reach the source: what one of them has read there. */
+  recording?: Recording | undefined;
+};
 
 export type Planning =
   | { kind: "feasible"; spec: ShardPlanSpec; isShort: boolean }
@@ -23,15 +30,17 @@ export type Planning =
   | { kind: "refused"; fault: Fault }
   | { kind: "failed"; detail: string };
 
+/** What an answer was made from: the cuts that were compared, on which inventory, for which wishes. */
+export type Judged = { planned: Planned; inventory: Inventory; wishes: Wishes };
+export type OnJudged = (model: ModelSpec, judged: Judged) => void;
+
 /** Reads headers only. Resolves for every source; throws only where the program is broken. */
-export async function planQuestion(ask: Ask): Promise<Planning> {
-  const { secret, url } = ask.question.source;
-  if (secret !== undefined) {
-    const detail = "sources behind a secret cannot be read yet; put the weights where none is needed";
-    return { kind: "refused", fault: invalid("spec.model.auth", detail) };
-  }
+export async function planQuestion(ask: Ask, onJudged?: OnJudged): Promise<Planning> {
+  const { recording, question } = ask;
+  const place = recording === undefined ? {} : { place: recordedSource(recording) };
   try {
-    return answerFor(await readModel(url, { headersOnly: true }), ask);
+    const model = await readModel(question.source.url, { ...place, headersOnly: true, tokenizer: true });
+    return answerFor(model, ask, onJudged);
   } catch (error) {
     if (!(error instanceof FaultError)) throw error;
     const { fault } = error;
@@ -42,7 +51,7 @@ export async function planQuestion(ask: Ask): Promise<Planning> {
 }
 
 /** What is free and leaves room for all replicas, then all that is free, then all that there is. Throws FaultError (F3). */
-export function answerFor(model: ModelSpec, { question, grounds, calibration }: Ask): Planning {
+export function answerFor(model: ModelSpec, { question, grounds, calibration }: Ask, onJudged?: OnJudged): Planning {
   const fault = formatFault(question.format, model);
   if (fault !== undefined) return { kind: "refused", fault };
   const { free, all } = grounds;
@@ -56,15 +65,13 @@ export function answerFor(model: ModelSpec, { question, grounds, calibration }: 
   for (const [inventory, isShort] of tries) {
     if (inventory.nodes.length === 0) continue;
     const memory = memoryOf(inventory);
-    const planned = planShards(
-      model,
-      inventory,
-      wishesOf({
-        ...question.plan,
-        kvBytes: kvBytesOf(question.kvFraction, memory),
-        ...(calibration === undefined ? {} : { calibration }),
-      }),
-    );
+    const wishes = wishesOf({
+      ...question.plan,
+      kvBytes: kvBytesOf(question.kvFraction, memory),
+      ...(calibration === undefined ? {} : { calibration }),
+    });
+    const planned = planShards(model, inventory, wishes);
+    onJudged?.(model, { planned, inventory, wishes });
     if (planned.kind === "feasible") {
       return { kind: "feasible", spec: toResource(planned.plan, { image: "", podTemplateDigest: "" }), isShort };
     }

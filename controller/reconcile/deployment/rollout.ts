@@ -2,11 +2,13 @@
 // scaling, not names and not text for status.
 //
 //   O1  groups of all revisions together, those that still hold devices included, are never more than wanted + surge (surge),
-//       or wanted (inPlace), except where more were there before the wish became smaller.
+//       or wanted (inPlace; one more by O5), except where more were there before the wish became smaller.
 //   O2  surge: a serving group of an old revision is drained only while at least `wanted` others serve.
 //       inPlace: at most `outMax` replicas are missing because of it.
 //   O3  scaling plans nothing. It drains the newest first; what does not serve goes before what does.
 //   O4  a group is deleted only after it has drained, or has nothing to drain, and its ordinal is written down as used.
+//   O5  a group on a node that is to be left is replaced as by a surge, whatever the kind: first another serves, then it
+//       drains; one at a time, and where no place is free it stays.
 import type { Inventory } from "../../plan/hardware.ts";
 import type { GroupView } from "./world.ts";
 
@@ -17,6 +19,8 @@ export type Fleet = {
   kind: "surge" | "inPlace";
   /** More groups of the plan that could be placed now; undefined: not known. */
   room: number | undefined;
+  /** Nodes that are to be left. */
+  leaving: ReadonlyMap<string, string>;
   /** Ordinals below it are written down in the status as used. */
   usedBelow: number;
   nowMs: number;
@@ -28,6 +32,8 @@ export type Steps = {
   remove: readonly GroupView[];
   /** Old ones that are left; 0: no rollout is under way. */
   old: number;
+  /** Of the wanted plan, on nodes that are to be left. */
+  leaving: readonly GroupView[];
   /** A surge that finds no devices. */
   isShort: boolean;
 };
@@ -59,15 +65,23 @@ export function nextSteps(fleet: Fleet): Steps {
   const remove = groups.filter((group) => mayGo(group, fleet));
   // Without a plan there is nothing to change to; a wish for fewer is heard all the same.
   if (planName === undefined || wanted === 0) {
-    return { create: 0, drain: excessOf(staying, wanted), remove, old: 0, isShort: false };
+    return { create: 0, drain: excessOf(staying, wanted), remove, old: 0, leaving: [], isShort: false };
   }
   const current = staying.filter(({ spec }) => spec.plan === planName);
   const old = staying.filter(({ spec }) => spec.plan !== planName);
-  const excess = excessOf(current, wanted);
-  const kept = current.filter((group) => !excess.includes(group));
-  const isRollout = groups.some(({ spec }) => spec.plan !== planName);
-  const change = fleet.kind === "inPlace" && isRollout ? inPlace(fleet, kept, old) : surge(fleet, kept, old);
-  return { ...change, drain: [...excess, ...change.drain], remove, old: old.length };
+  const leaving = current.filter((group) => isLeft(group, fleet));
+  const isInPlace = fleet.kind === "inPlace" && groups.some(({ spec }) => spec.plan !== planName);
+  // In place nobody surges: what is to be left waits until the rollout is over.
+  const lasting = isInPlace ? current : current.filter((group) => !leaving.includes(group));
+  const excess = excessOf(lasting, wanted);
+  const kept = lasting.filter((group) => !excess.includes(group));
+  const change = isInPlace ? inPlace(fleet, kept, old) : surge(fleet, kept, { old, leaving });
+  return { ...change, drain: [...excess, ...change.drain], remove, old: old.length, leaving };
+}
+
+/** Whether it holds devices of a node that is to be left. */
+export function isLeft({ status }: GroupView, { leaving }: Pick<Fleet, "leaving">): boolean {
+  return status.placement?.some(({ node }) => leaving.has(node)) ?? false;
 }
 
 /** O3. */
@@ -80,24 +94,36 @@ function excessOf(groups: readonly GroupView[], wanted: number): GroupView[] {
 
 type Change = Pick<Steps, "create" | "drain" | "isShort">;
 
-function surge(fleet: Fleet, current: readonly GroupView[], old: readonly GroupView[]): Change {
+type Going = { old: readonly GroupView[]; leaving: readonly GroupView[] };
+
+function surge(fleet: Fleet, current: readonly GroupView[], { old, leaving }: Going): Change {
   const { wanted, groups, room } = fleet;
-  // What does not serve has nothing to lose, and its devices are of use to what comes.
-  const idle = old.filter((group) => !isServing(group));
-  const serving = old.filter(isServing);
+  const serving = leftFirst([...leaving, ...old].filter(isServing), fleet);
   const spare = Math.max(0, current.filter(isServing).length + serving.length - wanted);
-  const allowed = Math.min(wanted - current.length, wanted + surgeMax(wanted) - groups.length);
+  // Of an old revision: what does not serve has nothing to lose, and its devices are of use to what comes. On a node that is
+  // to be left it may still come to serve, where there is no other place for it.
+  const isReplaced = current.length >= wanted;
+  const idle = [...old, ...(isReplaced ? leaving : [])].filter((group) => !isServing(group));
+  const more = old.length === 0 && leaving.length > 0 ? 1 : surgeMax(wanted);
+  const allowed = Math.min(wanted - current.length, wanted + more - groups.length);
   const waiting = current.filter((group) => !isPlaced(group)).length;
   // Room is asked for a surge alone: a replica that is simply wanted is made, and says itself what it waits for.
-  const placeable = room === undefined || old.length === 0 ? allowed : room - waiting;
+  const plain = old.length === 0 ? wanted - groups.length : 0;
+  const isSurge = old.length > 0 || leaving.length > 0;
+  const placeable = room === undefined || !isSurge ? allowed : Math.max(plain, room - waiting);
   const create = Math.max(0, Math.min(CREATE_MAX, allowed, placeable));
   const isShort = allowed > 0 && create === 0 && current.every(isServing) && groups.every(hasStayed);
   return { create, drain: [...idle, ...serving.slice(0, spare)], isShort };
 }
 
-function inPlace({ wanted, groups }: Fleet, current: readonly GroupView[], old: readonly GroupView[]): Change {
+function leftFirst(groups: readonly GroupView[], fleet: Fleet): GroupView[] {
+  return groups.toSorted((one, other) => Number(isLeft(other, fleet)) - Number(isLeft(one, fleet)));
+}
+
+function inPlace(fleet: Fleet, current: readonly GroupView[], old: readonly GroupView[]): Change {
+  const { wanted, groups } = fleet;
   const idle = old.filter((group) => !isServing(group));
-  const serving = old.filter(isServing);
+  const serving = leftFirst(old.filter(isServing), fleet);
   const missing = wanted - current.filter(isServing).length - serving.length;
   const give = Math.max(0, surgeMax(wanted) - missing);
   const create = Math.max(0, Math.min(CREATE_MAX, wanted - current.length, wanted - groups.length));

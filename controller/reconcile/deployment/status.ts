@@ -31,7 +31,6 @@ export type Told = {
   pairing: Pairing | undefined;
   nextOrdinal: number;
   targetReplicas: number | undefined;
-  shortage: string | undefined;
 };
 
 export function statusOf(world: DeploymentWorld, told: Told): OwnerStatus {
@@ -125,8 +124,8 @@ function numbers({ wanted, staying }: Standing, plan: StoredPlan | undefined, al
   };
 }
 
-function updated({ standing, wish, shortage }: Told): Partial<OwnerStatus> {
-  const { staying, steps, wanted } = standing;
+function updated({ standing, wish }: Told): Partial<OwnerStatus> {
+  const { staying, steps, wanted, shortage } = standing;
   if (steps.old === 0 || planOf(standing.chosen) === undefined) return {};
   const replaced = staying.filter((group) => group.spec.plan === wish.planName && isServing(group)).length;
   const text = `${replaced} of ${wanted} replaced${shortage === undefined ? "" : ", short"}`;
@@ -139,7 +138,8 @@ function etaOf({ phase, cause }: Finding, nowMs: number): Partial<OwnerStatus> {
 }
 
 function noticesOf(world: DeploymentWorld, told: Told, plan: StoredPlan | undefined): Partial<OwnerStatus> {
-  const { wish, pairing, shortage } = told;
+  const { wish, pairing, standing } = told;
+  const { shortage } = standing;
   const notices: Notice[] = [
     ...wish.notYet,
     ...(pairing?.notices ?? []),
@@ -233,7 +233,8 @@ function serving({ wanted, staying }: Standing, { phase }: Finding): Said {
 }
 
 function degraded({ phase, cause }: Finding): Said {
-  if (phase === "Degraded") return { status: "True", reason: "ReplicaLost", message: cause.message };
+  const reason = cause.code === "no-replacement" ? "NoReplacement" : "ReplicaLost";
+  if (phase === "Degraded") return { status: "True", reason, message: cause.message };
   return { status: "False", reason: "AsExpected", message: "" };
 }
 

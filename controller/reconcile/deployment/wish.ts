@@ -50,7 +50,7 @@ export type OwnerWish = {
 };
 
 /** Drafts hold no stream that a person waits for. */
-const POOL_DRAIN_MS = 10_000;
+export const POOL_DRAIN_MS = 10_000;
 const NAME_HASH = 10;
 /** Ordinals make the names unique; this part is for people. Host names of pods have 63 characters in all. */
 const GROUP_HASH = 5;

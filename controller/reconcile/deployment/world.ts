@@ -65,6 +65,8 @@ export type DeploymentWorld = {
   answer: Answer | undefined;
   /** What the planner would say now to the question of the stored plan. */
   better: ShardPlanSpec | undefined;
+  /** Nodes with groups of this owner that are cordoned or about to go, with why ("is cordoned"). */
+  leaving: ReadonlyMap<string, string>;
   /** What is free for a group of this wish; undefined: not known. */
   free: Inventory | undefined;
   load: readonly LoadSample[];

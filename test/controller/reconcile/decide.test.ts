@@ -221,6 +221,19 @@ suite("the way up", () => {
     expect(status).toMatchObject({ phase: Phase.LOADING, bytesLoaded: 130n, bytesTotal: 200n, readyRanks: 0 });
   });
 
+  test("one worker that pulls is a group that pulls, with its bytes; nobody has lost anything by it", () => {
+    const pulling = running(1, { phase: WorkerPhase.PULLING, bytesLoaded: 30n });
+    for (const other of [running(0, { phase: WorkerPhase.LOADING, bytesLoaded: 10n }), running(0)]) {
+      const { status, actions } = decide(worldOf([other, pulling]), limits);
+      expect(status).toMatchObject({
+        phase: Phase.PULLING,
+        code: "pulling",
+        cause: expect.stringContaining("are pulled"),
+      });
+      expect(actions.filter(({ kind }) => kind === "record" || kind === "stop-worker")).toEqual([]);
+    }
+  });
+
   test("a silent worker of a serving group degrades it without taking the leader away", () => {
     const workers = [STATES.serving?.(0), STATES["quiet-serving"]?.(1)].filter((worker) => worker !== undefined);
     const { status, actions } = decide(worldOf(workers), limits);
@@ -299,7 +312,7 @@ suite("failures", () => {
   test("I5: standing still before serving ends the incarnation", () => {
     const workers = [running(0, { phase: WorkerPhase.LOADING }), running(1, { phase: WorkerPhase.CONNECTING })];
     const first = decide(worldOf(workers), limits);
-    const later = worldOf(workers, { nowMs: NOW + limits.stallMs, last: first.status });
+    const later = worldOf(workers, { nowMs: NOW + limits.stall.loadMs, last: first.status });
     expect(recordIn(decide(later, limits))?.failures[0]?.detail).toContain("nothing has moved for 120.0 s");
   });
 

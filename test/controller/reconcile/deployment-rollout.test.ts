@@ -14,6 +14,7 @@ import { group, LOADING, NOW, SERVING } from "./deployment-views.ts";
 
 const NEW = "chat-new00";
 const OLD = "chat-old00";
+const CALM = { planName: NEW, leaving: new Map<string, string>(), usedBelow: 100, nowMs: NOW };
 /** What one group of a small fleet may be. */
 const FORMS = ["new-serving", "new-loading", "old-serving", "old-loading", "old-draining"] as const;
 
@@ -44,7 +45,7 @@ function* cases(): Generator<Fleet> {
     for (const wanted of [0, 1, 2, 3, 4])
       for (const kind of ["surge", "inPlace"] as const)
         for (const room of [undefined, 0, 1, 4]) {
-          yield { wanted, planName: NEW, groups, kind, room, usedBelow: 100, nowMs: NOW };
+          yield { ...CALM, wanted, groups, kind, room };
         }
 }
 
@@ -121,7 +122,7 @@ describe("every fleet of at most five groups", () => {
           let now: GroupView[] = groups;
           let ordinal = 50;
           for (let turn = 0; turn < 60; turn++) {
-            const next = nextSteps({ wanted, planName: NEW, groups: now, kind, room: 4, usedBelow: 100, nowMs: NOW });
+            const next = nextSteps({ ...CALM, wanted, groups: now, kind, room: 4 });
             if (next.create + next.drain.length + next.remove.length === 0 && now.every(isServing)) break;
             steps += 1;
             const made = Array.from({ length: next.create }, () => group({ ordinal: ordinal++, plan: NEW }));
@@ -148,8 +149,7 @@ function played(one: GroupView, { drain }: Steps): GroupView {
 describe("leaving", () => {
   const draining = group({ ordinal: 3, plan: OLD, state: "Draining", status: SERVING, drainUntilMs: NOW + 1_000 });
   const removed = (one: GroupView, change: Partial<Fleet> = {}) =>
-    nextSteps({ wanted: 1, planName: NEW, groups: [one], kind: "surge", room: 0, usedBelow: 4, nowMs: NOW, ...change })
-      .remove.length;
+    nextSteps({ ...CALM, wanted: 1, groups: [one], kind: "surge", room: 0, usedBelow: 4, ...change }).remove.length;
   const stopped = { ...SERVING, phase: "Stopped" as const, observedGeneration: 1 };
   const begun = { incarnation: 1, revision: "r", begun: true, failures: [], restarts: 0 };
 
@@ -168,10 +168,94 @@ describe("leaving", () => {
 
   test("without a plan nothing comes, and what serves stays", () => {
     const groups = [0, 1].map((ordinal) => group({ ordinal, plan: OLD, status: SERVING }));
-    const fleet: Fleet = { wanted: 2, planName: undefined, groups, kind: "surge", room: 4, usedBelow: 9, nowMs: NOW };
+    const fleet: Fleet = { ...CALM, wanted: 2, planName: undefined, groups, kind: "surge", room: 4, usedBelow: 9 };
     expect(nextSteps(fleet)).toMatchObject({ create: 0, drain: [], remove: [] });
     expect(nextSteps({ ...fleet, wanted: 1 }).drain.map(({ spec }) => spec.ordinal)).toEqual([1]);
   });
+});
+
+describe("O5: nodes that are to be left", () => {
+  const LEFT = "gpu-left";
+  const FORMS_LEFT = ["serving", "loading", "unplaced", "left-serving", "left-loading", "old-serving"] as const;
+  const fleet = { ...CALM, leaving: new Map([[LEFT, "is cordoned"]]) };
+
+  function made(form: (typeof FORMS_LEFT)[number], ordinal: number): GroupView {
+    const status = form === "unplaced" ? {} : form.endsWith("serving") ? SERVING : LOADING;
+    const there = [{ worker: 0, node: LEFT, pod: "p", firstRank: 0, ranks: 4 }];
+    const plan = form.startsWith("old") ? OLD : NEW;
+    return group({ ordinal, plan, status: form.startsWith("left") ? { ...status, placement: there } : status });
+  }
+
+  function* fleetsOf(sizeMax: number, from = 0, chosen: GroupView[] = []): Generator<GroupView[]> {
+    yield chosen;
+    if (chosen.length === sizeMax) return;
+    for (let index = from; index < FORMS_LEFT.length; index++) {
+      const form = FORMS_LEFT[index];
+      if (form !== undefined) yield* fleetsOf(sizeMax, index, [...chosen, made(form, chosen.length)]);
+    }
+  }
+
+  function* casesOf(): Generator<Fleet> {
+    for (const groups of fleetsOf(4))
+      for (const wanted of [1, 2, 3])
+        for (const kind of ["surge", "inPlace"] as const)
+          for (const room of [undefined, 0, 1, 4]) yield { ...fleet, groups, wanted, kind, room };
+  }
+
+  test("one more than is wanted, and whoever serves there goes only while enough others serve", () => {
+    let [replaced, released] = [0, 0];
+    for (const one of casesOf()) {
+      const steps = nextSteps(one);
+      const { groups, wanted, kind } = one;
+      if (groups.some(({ spec }) => spec.plan === OLD)) continue;
+      if (steps.create > 0 && groups.length >= wanted) {
+        replaced += 1;
+        expect(groups.length + steps.create, told(one, steps)).toBe(wanted + 1);
+        expect(one.room, told(one, steps)).not.toBe(0);
+      }
+      const serving = groups.filter(isServing).length;
+      const after = stays(steps, groups).filter(isServing).length;
+      if (after < serving) released += 1;
+      expect(after, told(one, steps)).toBeGreaterThanOrEqual(Math.min(serving, wanted));
+      // A place that is loaded there is better than none.
+      expect(stays(steps, groups).length + steps.create, told(one, steps)).toBeGreaterThanOrEqual(
+        Math.min(groups.length, wanted),
+      );
+      if (kind === "inPlace")
+        expect(told(one, nextSteps({ ...one, kind: "surge" }))).toContain(`"create":${steps.create}`);
+    }
+    expect(replaced).toBeGreaterThan(50);
+    expect(released).toBeGreaterThan(50);
+  });
+
+  test("without room it stays, and is short; with room nobody stays there", () => {
+    const one = made("left-serving", 0);
+    const bare: Fleet = { ...fleet, groups: [one], wanted: 1, kind: "surge", room: 0 };
+    expect(nextSteps(bare)).toMatchObject({ create: 0, drain: [], isShort: true, leaving: [one] });
+    for (const groups of fleetsOf(4))
+      for (const wanted of [1, 2, 3])
+        for (const kind of ["surge", "inPlace"] as const) {
+          let now = groups;
+          let ordinal = 50;
+          for (let turn = 0; turn < 60; turn++) {
+            const next = nextSteps({ ...fleet, groups: now, wanted, kind, room: 4 });
+            if (next.create + next.drain.length + next.remove.length === 0 && now.every(isServing)) break;
+            const fresh = Array.from({ length: next.create }, () => group({ ordinal: ordinal++, plan: NEW }));
+            now = [...now.filter((each) => !next.remove.includes(each)).map((each) => further(each, next)), ...fresh];
+          }
+          expect(now.map(({ spec, status }) => `${spec.plan} ${status.placement?.[0]?.node}`)).toEqual(
+            Array.from({ length: wanted }, () => `${NEW} gpu-1`),
+          );
+        }
+  });
+
+  function further(one: GroupView, steps: Steps): GroupView {
+    const next = played(one, steps);
+    const { placement } = one.status;
+    return next.status.phase !== "Serving" || placement === undefined
+      ? next
+      : { ...next, status: { ...next.status, placement } };
+  }
 });
 
 test("groups find their places as a search over all ways to seat them does", () => {

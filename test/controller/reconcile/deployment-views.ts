@@ -80,6 +80,7 @@ export function world(change: Partial<DeploymentWorld> = {}, spec: Record<string
     unreadable: [],
     answer: undefined,
     better: undefined,
+    leaving: new Map(),
     free: undefined,
     load: [],
     scale: undefined,

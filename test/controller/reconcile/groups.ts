@@ -48,7 +48,16 @@ export function serveGoal(workers: number, revision = "r1"): ServeGoal {
 }
 
 export function recordOf(changes: Partial<GroupRecord> = {}): GroupRecord {
-  return { incarnation: 3n, revision: "r1", begun: true, failures: [], notBeforeMs: 0, restarts: 2, ...changes };
+  return {
+    incarnation: 3n,
+    revision: "r1",
+    begun: true,
+    failures: [],
+    notBeforeMs: 0,
+    restarts: 2,
+    failedNodes: {},
+    ...changes,
+  };
 }
 
 export function describe(worker: number, changes: Partial<WorkerDescription> = {}): WorkerDescription {
