@@ -5,7 +5,6 @@ import type { AddressInfo } from "node:net";
 import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
 import { fastify } from "fastify";
 import { consequence, invalid, transient } from "../../proto/fault.ts";
-import type { ServedModel } from "../../proto/gen/muster/v1/control.ts";
 import type { Fault } from "../../proto/gen/muster/v1/worker.ts";
 import { keyCheck } from "./key.ts";
 import {
@@ -20,6 +19,7 @@ import { type Answer, errorBody, wholeBody } from "./openai-answer.ts";
 import { type Parsed, parseChat, parseCompletion } from "./openai-request.ts";
 import { SseSink } from "./sse.ts";
 import type { Streams } from "./streams.ts";
+import type { ModelView } from "./watch.ts";
 import { WholeSink } from "./whole.ts";
 
 /** How often stalled clients are looked for. */
@@ -31,7 +31,8 @@ export type HttpOptions = {
   streams: Streams;
   metrics: GatewayMetrics;
   apiKey: string | undefined;
-  isReady: () => boolean;
+  /** Why no request can be taken now; undefined where one can. */
+  notReady: () => string | undefined;
 };
 
 export class HttpFront {
@@ -103,11 +104,11 @@ export class HttpFront {
 
   #routes(): void {
     const { app } = this;
-    const { isReady, metrics, streams } = this.#options;
+    const { notReady, metrics, streams } = this.#options;
     app.get("/healthz", async () => ({ status: "ok" }));
     app.get("/readyz", async (_request, reply) => {
-      if (isReady()) return { status: "ready" };
-      const status = streams.isDraining ? "draining" : "no model is serving";
+      const status = notReady();
+      if (status === undefined) return { status: "ready" };
       return reply.code(503).header("retry-after", RETRY_AFTER_DOWN_S).send({ status });
     });
     app.get("/metrics", (request, reply) => {
@@ -116,11 +117,11 @@ export class HttpFront {
     });
     app.get("/v1/models", async () => ({
       object: "list",
-      data: streams.view.models().map(({ served }) => modelBody(served)),
+      data: streams.view.models().map(modelBody),
     }));
     app.get<{ Params: { "*": string } }>("/v1/models/*", async (request, reply) => {
       const found = streams.resolve(request.params["*"]);
-      return "fault" in found ? sendFault(reply, found.fault) : modelBody(found.view.served);
+      return "fault" in found ? sendFault(reply, found.fault) : modelBody(found.view);
     });
     app.post("/v1/completions", (request, reply) => this.#answer(request, reply, parseCompletion(request.body)));
     app.post("/v1/chat/completions", (request, reply) => this.#answer(request, reply, parseChat(request.body)));
@@ -133,6 +134,9 @@ export class HttpFront {
 
   async #whole(reply: FastifyReply, { ask, presentation }: Parsed): Promise<unknown> {
     const { streams } = this.#options;
+    const found = streams.resolve(ask.model);
+    if ("fault" in found) return sendFault(reply, found.fault);
+    const { title } = found.view;
     const sink = new WholeSink(ask.inputs.length * ask.n);
     const started = streams.start(ask, sink);
     if ("fault" in started) return sendFault(reply, started.fault);
@@ -144,7 +148,7 @@ export class HttpFront {
     });
     const fault = await sink.result;
     if (fault) return fault.code === CLIENT_GONE ? reply.code(499).send() : sendFault(reply, fault);
-    return wholeBody(answerOf(job.model, presentation), job.choices, sink.wholes, ask.n);
+    return wholeBody(answerOf(title, presentation), job.choices, sink.wholes, ask.n);
   }
 
   #stream(request: FastifyRequest, reply: FastifyReply, { ask, presentation }: Parsed): unknown {
@@ -154,7 +158,7 @@ export class HttpFront {
     const { promise, resolve } = Promise.withResolvers<unknown>();
     const sink: SseSink = new SseSink({
       response: reply.raw,
-      answer: answerOf(found.view.served.name, presentation),
+      answer: answerOf(found.view.title, presentation),
       n: ask.n,
       limits: streams.limits,
       headers: { "x-request-id": request.id, ...(streams.isDraining ? { connection: "close" } : {}) },
@@ -219,8 +223,8 @@ const answerOf = (model: string, presentation: Answer["presentation"]): Answer =
   presentation,
 });
 
-const modelBody = (served: ServedModel): object => ({
-  id: served.name,
+const modelBody = ({ title, served, replicas }: ModelView): object => ({
+  id: title,
   object: "model",
   created: Number(served.createdUnixS),
   owned_by: "muster",
@@ -233,6 +237,7 @@ const modelBody = (served: ServedModel): object => ({
     vocab_size: served.vocabSize,
     cause: served.cause,
     chat: served.hasChatTemplate,
+    replicas: replicas.filter(({ leader }) => leader !== undefined).length,
   },
 });
 

@@ -18,13 +18,14 @@ import { InferenceService } from "../../proto/gen/muster/v1/inference.ts";
 import type { Chunk, Fault, Sampling } from "../../proto/gen/muster/v1/worker.ts";
 import { channelOptions } from "../../proto/grpc.ts";
 import { greedy } from "../../proto/sampling.ts";
+import type { Job, Sink } from "./job.ts";
 import { keyCheck } from "./key.ts";
 import { BODY_BYTES_MAX, RETRY_AFTER_DOWN_S, RETRY_AFTER_QUEUE_S, STOPS_MAX, TOP_LOGPROBS_MAX } from "./limits.ts";
 import { usageOf } from "./openai-answer.ts";
 import { addReflection } from "./reflection.ts";
 import type { Ask, Choice, Input } from "./requests.ts";
 import { seedOfClient } from "./seed.ts";
-import type { Job, Sink, Streams } from "./streams.ts";
+import type { Streams } from "./streams.ts";
 import type { ModelView } from "./watch.ts";
 
 const SERVICE_NAME = "muster.v1.Inference";
@@ -79,7 +80,7 @@ function askOf(model: string, input: Input, options: GenerateOptions | undefined
     speculation: !(options?.noSpeculation ?? false),
   };
   const seed = options?.seed === undefined ? undefined : seedOfClient(options.seed);
-  return { ask: { model, inputs: [input], n: 1, seed, terms } };
+  return { ask: { model, inputs: [input], n: 1, seed, terms, conversation: "" } };
 }
 
 /** One answer on one gRPC stream. */
@@ -142,13 +143,13 @@ function usageMessage(choice: Choice): NonNullable<GenerateResponse["usage"]> {
   };
 }
 
-const infoOf = ({ served, leader }: ModelView): ModelInfo => ({
-  name: served.name,
+const infoOf = ({ title, served, downSince }: ModelView): ModelInfo => ({
+  name: title,
   revision: served.revision,
   family: served.family,
   contextTokens: served.contextTokens,
   vocabSize: served.vocabSize,
-  serving: leader !== undefined,
+  serving: downSince === undefined,
   numericsId: served.numericsId,
 });
 

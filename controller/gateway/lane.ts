@@ -1,156 +1,179 @@
-// Where the choices of one model run: on the link to its leader, or held while there is none. Owns the link, the ids on
-// it and the back-off; absorbs what steps bring into the logs. Knows nothing of clients.
+// Where the choices of one model run: on one of its replicas, or held while none can take them. Owns the replicas' coming and
+// going and absorbs what steps bring into the logs. Knows nothing of clients.
 //
-//   S3  A choice is in exactly one place: on the link under its id, or held, or not in the lane any more.
-//   S4  Another leader is tried at once; the same one only after a back-off that grows until a token comes.
+//   S3  A choice is in exactly one place: on one replica under its id, or held, or not in the lane any more.
+//   S4  What a replica loses or refuses goes to another one at once; where there is none it is held until one is there.
 import type { Chunk, Fault } from "../../proto/gen/muster/v1/worker.ts";
-import { LeaderLink } from "./leader.ts";
-import type { Choice, Verdict } from "./requests.ts";
-import { absorb, holdChoice, openChoice, revisionChanged } from "./requests.ts";
-import type { ControlView } from "./watch.ts";
+import type { Trust } from "../../proto/trust.ts";
+import { Replica, type Running } from "./replica.ts";
+import type { Verdict } from "./requests.ts";
+import { absorb, holdChoice, revisionChanged } from "./requests.ts";
+import { type Need, replacedBy, route } from "./route.ts";
+import type { ModelsView, ReplicaView } from "./watch.ts";
 
-const RETRY_MIN_MS = 50;
-const RETRY_MAX_MS = 2_000;
-
+export type { Running } from "./replica.ts";
 export type Step<Owner> = { running: Running<Owner>; chunk: Chunk; verdict: Verdict };
-export type Running<Owner> = { readonly owner: Owner; readonly choice: Choice };
 
 export type LaneEvents<Owner> = {
   /** All that one step brought, absorbed already. */
   step(steps: Step<Owner>[], now: number): void;
   /** The choice cannot go on; it has left the lane. */
   stranded(running: Running<Owner>, fault: Fault): void;
+  /** The choice has been given to this replica. */
+  placed(replica: string): void;
 };
 
+export type LaneOptions<Owner> = { model: string; view: ModelsView; trust: Trust; events: LaneEvents<Owner> };
+
 export class Lane<Owner> {
+  /** Key of the model. */
   readonly model: string;
   readonly held = new Set<Running<Owner>>();
-  link: LeaderLink | undefined;
-  readonly #byId = new Map<number, Running<Owner>>();
-  readonly #view: ControlView;
-  readonly #events: LaneEvents<Owner>;
-  #lastId = 0;
-  #retryMs = RETRY_MIN_MS;
-  #retry: NodeJS.Timeout | undefined;
+  readonly #options: LaneOptions<Owner>;
+  readonly #replicas = new Map<string, Replica<Owner>>();
+  #wanted = "";
+  /** A new state is being taken in: nothing is placed by half of it. */
+  #isSeeing = false;
 
-  constructor(model: string, view: ControlView, events: LaneEvents<Owner>) {
-    this.model = model;
-    this.#view = view;
-    this.#events = events;
+  constructor(options: LaneOptions<Owner>) {
+    this.#options = options;
+    this.model = options.model;
+    this.viewChanged();
   }
 
-  /** Opens the choice now where there is a leader, else holds it. */
+  get replicas(): Iterable<Replica<Owner>> {
+    return this.#replicas.values();
+  }
+
+  get running(): number {
+    let sum = 0;
+    for (const { running } of this.#replicas.values()) sum += running;
+    return sum;
+  }
+
+  /** Opens the choice now where a replica can take it, else holds it. */
   add(running: Running<Owner>): void {
-    this.#connect();
-    if (this.link) this.#open(running);
-    else this.held.add(running);
+    this.#place(running, true);
   }
 
-  /** Takes the choice off the leader at once. */
+  /** Takes the choice off its leader at once. */
   remove(running: Running<Owner>): void {
     this.held.delete(running);
-    const { state } = running.choice;
-    if (state.kind === "open" && this.#byId.delete(state.id)) this.link?.cancel(state.id);
+    for (const replica of this.#replicas.values()) replica.cancel(running);
   }
 
   viewChanged(): void {
-    if (!this.link && this.#view.find(this.model)?.leader) this.#clearRetry();
-    this.#connect();
+    const view = this.#options.view.byKey(this.model);
+    const told = view?.replicas ?? [];
+    this.#wanted = view?.revision ?? "";
+    const names = new Set(told.map(({ name }) => name));
+    this.#isSeeing = true;
+    for (const [name, replica] of this.#replicas) {
+      if (names.has(name)) continue;
+      this.#replicas.delete(name);
+      replica.close();
+    }
+    for (const one of told) {
+      const known = this.#replicas.get(one.name);
+      if (known) known.see(one);
+      else this.#replicas.set(one.name, this.#make(one));
+    }
+    this.#isSeeing = false;
     this.#pump();
   }
 
-  /** The link to the model's leader, made if need be; nothing while there is no leader. */
-  connected(): LeaderLink | undefined {
-    this.#connect();
-    return this.link;
+  /** Ids of a text or of messages; nothing while no replica is linked. */
+  tokenize(input: Parameters<Replica<Owner>["tokenize"]>[0]): Promise<number[]> | undefined {
+    const need: Need = { origin: undefined, sticky: "", isNew: true, revision: this.#wanted };
+    return route(this.#linked(), need)?.tokenize(input);
   }
 
   close(): void {
-    clearTimeout(this.#retry);
-    this.link?.close();
-    this.link = undefined;
+    for (const replica of this.#replicas.values()) replica.close();
+    this.#replicas.clear();
   }
 
-  #connect(): void {
-    const leader = this.#view.find(this.model)?.leader;
-    if (this.link && this.link.leader.key !== leader?.key) {
-      this.link.close();
-      this.#leave();
-    }
-    if (this.link || !leader || this.#retry) return;
-    this.link = new LeaderLink(leader, {
-      chunks: (chunks) => this.#take(chunks),
-      down: () => {
-        this.#leave();
-        this.#retryLater();
+  #make(view: ReplicaView): Replica<Owner> {
+    const { trust } = this.#options;
+    return new Replica<Owner>({
+      view,
+      credentials: ({ served: { namespace, replica } }) =>
+        trust.channel({ role: "worker", ...(namespace === "" ? {} : { namespace, group: replica }) }),
+      events: {
+        chunks: (replica, chunks) => this.#take(replica, chunks),
+        left: (left) => {
+          for (const running of left) this.held.add(running);
+          this.#pump();
+        },
+        rested: () => this.#pump(),
       },
     });
   }
 
-  #leave(): void {
-    const now = performance.now();
-    this.link = undefined;
-    const left = [...this.#byId.values()];
-    this.#byId.clear();
-    for (const running of left) {
-      holdChoice(running.choice, now);
-      this.held.add(running);
-    }
+  #linked(): Replica<Owner>[] {
+    return [...this.#replicas.values()].filter((replica) => replica.isLinked);
   }
 
   #pump(): void {
-    if (this.held.size === 0) return;
-    this.#connect();
-    if (!this.link) return;
-    for (const running of [...this.held]) if (this.held.delete(running)) this.#open(running);
+    if (this.#isSeeing) return;
+    for (const running of [...this.held]) if (this.held.delete(running)) this.#place(running, false);
   }
 
-  #open(running: Running<Owner>): void {
-    const { choice } = running;
-    const revision = this.#view.find(this.model)?.served.revision ?? "";
-    if (choice.origin && choice.origin.revision !== revision) {
-      this.#events.stranded(running, revisionChanged(choice.origin.revision, revision));
+  #place(running: Running<Owner>, isNew: boolean): void {
+    const { origin, sticky } = running.choice;
+    const replica = route(this.#linked(), { origin, sticky, isNew, revision: this.#wanted });
+    if (replica) {
+      replica.open(running);
+      this.#options.events.placed(replica.name);
       return;
     }
-    do this.#lastId = this.#lastId === 0xffffffff ? 1 : this.#lastId + 1;
-    while (this.#byId.has(this.#lastId));
-    this.#byId.set(this.#lastId, running);
-    this.link?.open(openChoice(choice, this.#lastId));
+    const other = origin && replacedBy(origin.revision, this.#standings());
+    if (origin && other !== undefined) {
+      this.#options.events.stranded(running, revisionChanged(origin.revision, other));
+      return;
+    }
+    this.held.add(running);
   }
 
-  #take(chunks: Chunk[]): void {
+  #standings() {
+    return [...this.#replicas.values()].map(({ revision, isDraining: draining, isServing }) => ({
+      revision,
+      draining,
+      isServing,
+    }));
+  }
+
+  #take(replica: Replica<Owner>, chunks: Chunk[]): void {
     const now = performance.now();
     const steps: Step<Owner>[] = [];
+    let refused = false;
     for (const chunk of chunks) {
-      const running = this.#byId.get(chunk.id);
+      const running = replica.at(chunk.id);
       if (!running) continue;
-      const verdict = absorb(running.choice, chunk, now);
-      if (chunk.tokens.length > 0) this.#retryMs = RETRY_MIN_MS;
+      const verdict = this.#absorb(replica, running, chunk, now);
+      if (chunk.tokens.length > 0) replica.isWell();
       steps.push({ running, chunk, verdict });
       if (verdict === "going") continue;
-      this.#byId.delete(chunk.id);
+      replica.forget(chunk.id);
       // Before the step is told: whoever is told may take the choice off the lane again.
       if (verdict === "hold") this.held.add(running);
+      refused ||= verdict === "hold";
       // Refused at Opened: the leader still runs it.
-      if (running.choice.state.kind === "failed" && !chunk.finish) this.link?.cancel(chunk.id);
+      if (running.choice.state.kind === "failed" && !chunk.finish) replica.cancelId(chunk.id);
     }
-    this.#events.step(steps, now);
-    if (this.held.size > 0) this.#retryLater();
+    if (refused) replica.rest();
+    this.#options.events.step(steps, now);
+    if (refused) this.#pump();
   }
 
-  #retryLater(): void {
-    if (this.#retry) return;
-    const wait = this.#retryMs * (0.5 + Math.random() / 2);
-    this.#retryMs = Math.min(this.#retryMs * 2, RETRY_MAX_MS);
-    this.#retry = setTimeout(() => {
-      this.#retry = undefined;
-      this.#pump();
-    }, wait);
-  }
-
-  #clearRetry(): void {
-    clearTimeout(this.#retry);
-    this.#retry = undefined;
-    this.#retryMs = RETRY_MIN_MS;
+  #absorb(replica: Replica<Owner>, { choice }: Running<Owner>, chunk: Chunk, now: number): Verdict {
+    const verdict = absorb(choice, chunk, now);
+    const isFull = choice.state.kind === "failed" && choice.state.fault.code === "queue_full";
+    if (!isFull) return verdict;
+    // Another replica may have a place for who is new; where all others rest too the refusal stands.
+    const others = this.#linked().filter((other) => other !== replica && !other.isResting && !other.isDraining);
+    if (others.length === 0) return verdict;
+    holdChoice(choice, now);
+    return "hold";
   }
 }

@@ -1,8 +1,7 @@
 // One long-lived Submit stream to one leader of one incarnation, and its Stats. Owns the connection, nothing of the requests:
 // a link that is down stays down, whoever wants to go on makes another.
 
-import type { ClientDuplexStream, ClientReadableStream } from "@grpc/grpc-js";
-import { credentials } from "@grpc/grpc-js";
+import type { ChannelCredentials, ClientDuplexStream, ClientReadableStream } from "@grpc/grpc-js";
 import type {
   Chunk,
   Open,
@@ -22,24 +21,24 @@ const TOKENIZE_TIMEOUT_MS = 10_000;
 export type LinkEvents = {
   /** All that one step brought. */
   chunks(chunks: Chunk[]): void;
+  /** New figures, or none any more. */
+  stats(stats: WorkerStats | undefined): void;
   /** Once; the link is dead from here on. */
   down(detail: string): void;
 };
 
 export class LeaderLink {
   readonly leader: Leader;
-  /** The leader's last figures; nothing before the first. */
-  stats: WorkerStats | undefined;
   #client: WorkerClient;
   #submit: ClientDuplexStream<SubmitRequest, SubmitResponse>;
   #stats: ClientReadableStream<WorkerStats>;
   #events: LinkEvents;
   #isDown = false;
 
-  constructor(leader: Leader, events: LinkEvents) {
+  constructor(leader: Leader, credentials: ChannelCredentials, events: LinkEvents) {
     this.leader = leader;
     this.#events = events;
-    this.#client = new WorkerClient(leader.address, credentials.createInsecure(), channelOptions);
+    this.#client = new WorkerClient(leader.address, credentials, channelOptions);
     this.#submit = this.#client.submit();
     this.#submit.on("data", (response: SubmitResponse) => {
       if (!this.#isDown) events.chunks(response.chunks);
@@ -47,13 +46,9 @@ export class LeaderLink {
     this.#submit.on("error", (error) => this.#down(error.message));
     this.#submit.on("end", () => this.#down("the leader ended the stream"));
     this.#stats = this.#client.stats({ incarnation: leader.incarnation });
-    this.#stats.on("data", (stats: WorkerStats) => {
-      this.stats = stats;
-    });
+    this.#stats.on("data", (stats: WorkerStats) => events.stats(stats));
     // Figures only: whether the leader lives is decided by the Submit stream.
-    this.#stats.on("error", () => {
-      this.stats = undefined;
-    });
+    this.#stats.on("error", () => events.stats(undefined));
   }
 
   open(open: Open): void {

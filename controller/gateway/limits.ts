@@ -16,6 +16,8 @@ export const RESUMES_MAX = 16;
 /** Time to receive a whole request: slower clients are cut. */
 export const REQUEST_RECEIVE_MS = 60_000;
 export const CONNECTIONS_MAX = 8192;
+/** UTF-16 units of the cause that a held stream is told in one comment. */
+export const WAITING_UNITS_MAX = 200;
 /** Seconds a client is told to wait after a full queue, and after a model that is down. */
 export const RETRY_AFTER_QUEUE_S = 1;
 export const RETRY_AFTER_DOWN_S = 5;
@@ -24,6 +26,8 @@ export const RETRY_AFTER_DOWN_S = 5;
 export type GatewayLimits = {
   /** How long a stream is held while its model has no leader. */
   holdMs: number;
+  /** How long a request waits for a model that comes up from zero: nodes may have to be bought, weights to be pulled. */
+  wakeMs: number;
   /** Between two `: waiting` comments of a held stream. */
   waitingMs: number;
   /** Requests being answered at once, held ones included. */
@@ -40,6 +44,7 @@ export type GatewayLimits = {
 
 export const defaultLimits: GatewayLimits = {
   holdMs: 60_000,
+  wakeMs: 600_000,
   waitingMs: 2_000,
   openRequestsMax: 1024,
   openBytesMax: 512 * 1024 * 1024,

@@ -1,21 +1,30 @@
 // Wires the gateway: controller's view, streams, both front doors, and their end. Owns start and stop order:
 // up: view, HTTP, gRPC, then ready; down: refuse and unready first, streams finish up to a bound, then sockets close.
 import { FaultError, invalid, transient } from "../../proto/fault.ts";
+import { noTrust, type Trust } from "../../proto/trust.ts";
+import { DemandClient, type DemandLimits } from "./demand.ts";
+import type { Feed } from "./feed.ts";
 import { HttpFront } from "./http.ts";
 import { GrpcFront } from "./inference.ts";
 import { isLoopback } from "./key.ts";
 import { defaultLimits, type GatewayLimits } from "./limits.ts";
 import { GatewayMetrics } from "./metrics.ts";
 import { Streams } from "./streams.ts";
-import { ControlView } from "./watch.ts";
+import { ModelsView } from "./watch.ts";
 
 /** After all answers have ended or were cut: for their last bytes to leave. */
 const CLOSE_TIMEOUT_MS = 2_000;
 const IDLE_SWEEP_MS = 10;
 
 export type GatewayOptions = {
-  /** gRPC target of the controller's Control service. */
-  control: string;
+  /** Who tells of models and leaders. */
+  feed: Feed;
+  /** Ready once a state has been told; else once a model serves too. */
+  readyWithoutModels?: boolean;
+  /** Whom to tell what is asked for, and as whom; nobody where it is left out. */
+  demand?: { target: string; gateway: string; limits?: Partial<DemandLimits> } | undefined;
+  /** For links to leaders and controllers; clients' doors are not affected. */
+  trust?: Trust;
   /** HOST:PORT to listen on; port 0 takes a free one. */
   http: string;
   grpc: string;
@@ -79,18 +88,26 @@ export async function runGateway(options: GatewayOptions, signal: AbortSignal): 
   checkExposure("--grpc", grpc, apiKey);
   const limits = { ...defaultLimits, ...options.limits };
 
+  const trust = options.trust ?? noTrust;
+
   const metrics = new GatewayMetrics();
-  const view = new ControlView(options.control);
-  const streams = new Streams({ view, metrics, limits });
-  const isReady = () => !streams.isDraining && view.models().some((model) => model.leader !== undefined);
-  const httpFront = new HttpFront({ streams, metrics, apiKey, isReady });
+  const view = new ModelsView(options.feed);
+  const streams = new Streams({ view, metrics, limits, trust });
+  const notReady = () => whyNotReady(streams, options.readyWithoutModels ?? false);
+  const httpFront = new HttpFront({ streams, metrics, apiKey, notReady });
   const grpcFront = new GrpcFront({ streams, apiKey });
-  view.onChange(() => grpcFront.setReady(isReady()));
+  view.onChange(() => grpcFront.setReady(notReady() === undefined));
+  const ended = new AbortController();
+  const fed = view.run(ended.signal);
+  fed.catch(() => {}); // it is awaited below; it may break before that
+  const demand = options.demand && new DemandClient({ ...options.demand, trust, read: () => streams.demand() });
+  if (demand) metrics.observeDemand(() => demand.isUp);
   try {
     const bound = await listening("--http", http, () => httpFront.listen(http.host, http.port));
     const grpcPort = await listening("--grpc", grpc, () => grpcFront.listen(grpc.host, grpc.port));
     options.onListening?.({ http: `http://${joinHost(http.host, bound.port)}`, grpc: joinHost(grpc.host, grpcPort) });
-    await aborted(signal);
+    // A feed that breaks is a fault of this program: it ends.
+    await Promise.race([aborted(signal), fed]);
     const drained = streams.drain(limits.drainMs);
     grpcFront.setReady(false);
     const closing = [httpFront.close(), grpcFront.close()];
@@ -103,10 +120,19 @@ export async function runGateway(options: GatewayOptions, signal: AbortSignal): 
     httpFront.app.server.closeAllConnections();
     grpcFront.forceClose();
     await httpFront.close();
-    view.close();
+    ended.abort();
+    demand?.close();
     streams.close();
     await metrics.close();
+    await fed;
   }
+}
+
+function whyNotReady({ isDraining, view }: Streams, withoutModels: boolean): string | undefined {
+  if (isDraining) return "draining";
+  if (!view.told) return `no word from ${view.feed.source} yet: ${view.feed.trouble ?? "it is asked"}`;
+  const serves = withoutModels || view.models().some(({ downSince }) => downSince === undefined);
+  return serves ? undefined : "no model is serving";
 }
 
 function aborted(signal: AbortSignal): Promise<void> {

@@ -5,7 +5,7 @@ import type { Counter, Histogram } from "@opentelemetry/api";
 import { PrometheusExporter } from "@opentelemetry/exporter-prometheus";
 import { MeterProvider } from "@opentelemetry/sdk-metrics";
 import type { WorkerStats } from "../../proto/gen/muster/v1/worker.ts";
-import type { Job } from "./streams.ts";
+import type { Job } from "./job.ts";
 
 const LATENCY_BUCKETS_S = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120];
 const TOKEN_BUCKETS_S = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5];
@@ -14,7 +14,7 @@ export type Observed = {
   held(): number;
   open(): number;
   connected(): boolean;
-  leaders(): { model: string; stats: WorkerStats | undefined }[];
+  leaders(): { model: string; replica: string; stats: WorkerStats | undefined }[];
 };
 
 /** Gauges of a leader's Stats: name, help, where the value is. */
@@ -45,6 +45,7 @@ export class GatewayMetrics {
   readonly #meter = this.#provider.getMeter("muster");
   readonly #requests = this.#counter("requests", "Requests answered, by route and status");
   readonly #tokens = this.#counter("tokens", "Prompt tokens in and generated tokens out, by model");
+  readonly #placed = this.#counter("replica_requests", "Choices given to each replica, resumed ones included");
   readonly #resumes = this.#counter("resumes", "Streams taken over by another leader");
   readonly #numericsChanges = this.#counter("numerics_changes", "Streams taken over under another numerics id");
   readonly #queueRefusals = this.#counter("queue_refusals", "Requests refused because a queue was full, by whose");
@@ -62,14 +63,26 @@ export class GatewayMetrics {
     const gauge = (name: string, description: string) => this.#meter.createObservableGauge(name, { description });
     gauge("muster_gateway_held_streams", "Choices without a leader").addCallback((out) => out.observe(observed.held()));
     gauge("muster_gateway_in_flight", "Requests being answered").addCallback((out) => out.observe(observed.open()));
-    gauge("muster_gateway_controller_connected", "1 while the controller's stream stands").addCallback((out) =>
+    gauge("muster_gateway_controller_connected", "1 while the state of models is fresh").addCallback((out) =>
       out.observe(observed.connected() ? 1 : 0),
     );
     for (const [name, description, read] of leaderGauges) {
       gauge(`muster_leader_${name}`, description).addCallback((out) => {
-        for (const { model, stats } of observed.leaders()) if (stats) out.observe(read(stats), { model });
+        for (const { stats, ...labels } of observed.leaders()) if (stats) out.observe(read(stats), labels);
       });
     }
+  }
+
+  /** Tells whether the controller takes what is told of demand. */
+  observeDemand(isUp: () => boolean): void {
+    const description = "1 while the controller takes reports of demand";
+    const gauge = this.#meter.createObservableGauge("muster_gateway_demand_stream_up", { description });
+    gauge.addCallback((out) => out.observe(isUp() ? 1 : 0));
+  }
+
+  /** A choice has been given to a replica, for the first time or again. */
+  placed(model: string, replica: string): void {
+    this.#placed.add(1, { model, replica });
   }
 
   request(route: string, status: number, milliseconds: number): void {

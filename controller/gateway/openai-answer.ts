@@ -3,6 +3,7 @@
 import { Buffer } from "node:buffer";
 import { consequence } from "../../proto/fault.ts";
 import type { Fault, TokenLogprob } from "../../proto/gen/muster/v1/worker.ts";
+import { WAITING_UNITS_MAX } from "./limits.ts";
 import type { Presentation } from "./openai-request.ts";
 import type { Choice, Tally } from "./requests.ts";
 
@@ -184,4 +185,10 @@ export function usageEvent(answer: Answer, choices: readonly Choice[], n: number
 
 export const errorEvent = (fault: Fault): string => `data: ${JSON.stringify(errorBody(fault))}\n\n`;
 export const DONE_EVENT = "data: [DONE]\n\n";
-export const WAITING_COMMENT = ": waiting\n\n";
+
+/** A comment for a held stream; what it waits for comes from others and must not end the line. */
+export function waitingComment(why: string): string {
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: these are what is taken out
+  const line = why.replaceAll(/[\u0000-\u001f\u007f\u2028\u2029]+/g, " ").slice(0, WAITING_UNITS_MAX);
+  return `: waiting${line === "" ? "" : `: ${line}`}\n\n`;
+}

@@ -81,7 +81,7 @@ const common = {
   logit_bias: z.record(z.string().regex(/^\d{1,9}$/), z.number().min(-100).max(100)).default({}),
   min_tokens: count(0xffffffff).default(0),
   ignore_eos: z.boolean().default(false),
-  // Labels for the provider's own use; they change nothing here.
+  // Labels for the provider's own use: whoever has the same keeps his replica where he can; nothing else changes.
   user: z.string().max(1024).optional(),
   safety_identifier: z.string().max(1024).optional(),
   prompt_cache_key: z.string().max(1024).optional(),
@@ -219,6 +219,7 @@ function askOf(fields: Common, inputs: Input[], own: { maxTokens: number; logpro
     model: fields.model,
     inputs,
     n: fields.n,
+    conversation: fields.prompt_cache_key ?? fields.user ?? "",
     seed: fields.seed === undefined ? undefined : seedOfClient(fields.seed),
     terms: {
       sampling: {

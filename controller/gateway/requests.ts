@@ -5,8 +5,8 @@
 //       stream over sends neither a unit again nor one too late.
 //   G2  Re-opening is the same message as opening: prompt ids, generated ids, textSent and seed, whatever leader asked.
 //   G3  A stream never crosses revisions; over another numerics id it goes on, but `numericsChanged` says so.
-//   G4  Time without a leader's word is bounded by holdMs since the last token; once a leader has answered `Opened`, the
-//       time on its queue does not count.
+//   G4  Time without a leader's word is bounded by holdMs since the last token (before the first `Opened` by the time its model
+//       takes to come); once a leader has answered `Opened`, the time on its queue does not count.
 import { invalid, lost, transient } from "../../proto/fault.ts";
 import type { Chunk, Fault, Finish, Open, Sampling } from "../../proto/gen/muster/v1/worker.ts";
 import { Fault_Kind, Finish_Reason } from "../../proto/gen/muster/v1/worker.ts";
@@ -35,6 +35,8 @@ export type Ask = {
   n: number;
   seed: Seed | undefined;
   terms: Terms;
+  /** The client's own name for the conversation or its user; empty: told by what the inputs begin with. */
+  conversation: string;
 };
 
 /** Who answered `Opened` first. */
@@ -55,6 +57,8 @@ export type Choice = {
   readonly input: Input;
   readonly seed: Seed;
   readonly terms: Terms;
+  /** Equal for choices of one conversation: they keep their replica. */
+  readonly sticky: string;
   origin: Origin | undefined;
   generated: number[];
   textSent: number;
@@ -70,12 +74,11 @@ export type Choice = {
 
 export type Verdict = "going" | "hold" | "over";
 
-export function makeChoice(index: number, input: Input, seed: Seed, terms: Terms, now: number): Choice {
+export type ChoiceParts = Pick<Choice, "index" | "input" | "seed" | "terms" | "sticky">;
+
+export function makeChoice(parts: ChoiceParts, now: number): Choice {
   return {
-    index,
-    input,
-    seed,
-    terms,
+    ...parts,
     origin: undefined,
     generated: [],
     textSent: 0,
@@ -160,6 +163,7 @@ function begin(choice: Choice, opened: NonNullable<Chunk["opened"]>): Fault | un
   const { origin } = choice;
   if (!origin) {
     choice.origin = { prompt: opened.prompt, revision: opened.revision, numericsId: opened.numericsId };
+    choice.heldMs = 0;
     return undefined;
   }
   choice.resumes += 1;
@@ -200,14 +204,22 @@ function addTally(sum: Tally, part: Tally): void {
   sum.targetSteps += part.targetSteps;
 }
 
-/** G4: the fault of a choice that was held too long, or nothing. */
-export function holdFault(choice: Choice, now: number, holdMs: number): Fault | undefined {
+/** How long a choice may be held: `comingMs` before it has begun, `holdMs` once it has. */
+export type HoldBounds = { comingMs: number; holdMs: number };
+
+/** G4: the fault of a choice that was held too long, or nothing. `cause`: what its model waits for. */
+export function holdFault(choice: Choice, now: number, bounds: HoldBounds, cause: string): Fault | undefined {
   const since = heldSince(choice);
-  if (since === undefined || choice.heldMs + (now - since) < holdMs) return undefined;
-  const seconds = Math.round(holdMs / 1000);
+  const boundMs = choice.origin ? bounds.holdMs : bounds.comingMs;
+  if (since === undefined || choice.heldMs + (now - since) < boundMs) return undefined;
+  const seconds = Math.round(boundMs / 1000);
+  const why = cause === "" ? "" : ` (${cause})`;
   return choice.origin
-    ? transient("hold_expired", `the model lost its leader and was not back within ${seconds} s; the answer ends here`)
-    : transient("model_not_serving", `the model was not serving within ${seconds} s; try again later`);
+    ? transient(
+        "hold_expired",
+        `the model lost its leader and was not back within ${seconds} s${why}; the answer ends here`,
+      )
+    : transient("model_not_serving", `the model was not serving within ${seconds} s${why}; try again later`);
 }
 
 /** What an input takes in memory, about: two bytes for each UTF-16 unit, eight for each id. */

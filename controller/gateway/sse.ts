@@ -6,6 +6,7 @@
 //       costs about a fifth of a token's time. Head and end stay with ServerResponse.
 import type { ServerResponse } from "node:http";
 import type { Chunk, Fault } from "../../proto/gen/muster/v1/worker.ts";
+import type { Sink } from "./job.ts";
 import type { GatewayLimits } from "./limits.ts";
 import {
   type Answer,
@@ -17,10 +18,9 @@ import {
   roleEvent,
   textFrame,
   usageEvent,
-  WAITING_COMMENT,
+  waitingComment,
 } from "./openai-answer.ts";
 import type { Choice } from "./requests.ts";
-import type { Sink } from "./streams.ts";
 
 export type SseOptions = {
   response: ServerResponse;
@@ -92,8 +92,8 @@ export class SseSink implements Sink {
     this.#write(data);
   }
 
-  waiting(): void {
-    this.#write(WAITING_COMMENT);
+  waiting(why: string): void {
+    this.#write(waitingComment(why));
   }
 
   done(): void {

@@ -4,56 +4,33 @@
 //   S1  A job ends once: done, failed or cancelled; nothing reaches its sink afterwards.
 //   S2  One step of a leader is given to all sinks first, then each touched sink is flushed once.
 import { invalid, transient, waiting } from "../../proto/fault.ts";
-import { Phase } from "../../proto/gen/muster/v1/control.ts";
-import type { Chunk, Fault } from "../../proto/gen/muster/v1/worker.ts";
-import type { Running, Step } from "./lane.ts";
+import type { Fault } from "../../proto/gen/muster/v1/worker.ts";
+import { Fault_Kind } from "../../proto/gen/muster/v1/worker.ts";
+import { noTrust, type Trust } from "../../proto/trust.ts";
+import type { Asked } from "./demand.ts";
+import { DemandCount } from "./demand-count.ts";
+import { askBytes, earliest, type Job, makeJob, type Sink } from "./job.ts";
+import type { Step } from "./lane.ts";
 import { Lane } from "./lane.ts";
-import type { LeaderLink } from "./leader.ts";
 import type { GatewayLimits } from "./limits.ts";
 import type { GatewayMetrics } from "./metrics.ts";
-import type { Ask, Choice } from "./requests.ts";
-import { bytesOf, contextFault, heldSince, holdFault, makeChoice } from "./requests.ts";
-import { drawSeed, seedOfChoice } from "./seed.ts";
-import type { ControlView, ModelView } from "./watch.ts";
+import type { Replica } from "./replica.ts";
+import type { Ask } from "./requests.ts";
+import { contextFault, holdFault } from "./requests.ts";
+import { isHopeless, type ModelsView, type ModelView, waitingText } from "./watch.ts";
 
 /** One step in so many has its inter-token latencies recorded: a histogram per token would cost more than the token. */
 const ITL_SAMPLE_STEPS = 16;
 
-/** Where the answer goes. */
-export interface Sink {
-  /** Tokens, text, log-probabilities; the choice's log already holds them. */
-  chunk(choice: Choice, chunk: Chunk): void;
-  /** One step is complete. */
-  flush(): void;
-  /** The request is still held. */
-  waiting(): void;
-  /** Every choice has ended. */
-  done(): void;
-  failed(fault: Fault): void;
-}
-
-export type Job = {
-  readonly ask: Ask;
-  readonly model: string;
-  readonly choices: Choice[];
-  readonly running: Running<Job>[];
-  readonly sink: Sink;
-  readonly startedAt: number;
-  readonly bytes: number;
-  firstTokenAt: number;
-  lastTokenAt: number;
-  saidWaitingAt: number;
-  left: number;
-  over: boolean;
-};
-
-export type StreamsOptions = { view: ControlView; metrics: GatewayMetrics; limits: GatewayLimits };
+export type StreamsOptions = { view: ModelsView; metrics: GatewayMetrics; limits: GatewayLimits; trust?: Trust };
 
 export class Streams {
-  readonly view: ControlView;
+  readonly view: ModelsView;
   readonly limits: GatewayLimits;
   readonly #metrics: GatewayMetrics;
+  readonly #trust: Trust;
   readonly #lanes = new Map<string, Lane<Job>>();
+  readonly #counts = new Map<string, DemandCount>();
   readonly #jobs = new Set<Job>();
   #steps = 0;
   #openBytes = 0;
@@ -65,15 +42,16 @@ export class Streams {
     this.view = options.view;
     this.limits = options.limits;
     this.#metrics = options.metrics;
-    this.view.onChange(() => {
-      for (const view of this.view.models()) this.#lane(view.served.name);
-      for (const lane of this.#lanes.values()) lane.viewChanged();
-    });
+    this.#trust = options.trust ?? noTrust;
+    this.view.onChange(() => this.#viewChanged());
     this.#metrics.observe({
       held: () => this.#sum((lane) => lane.held.size),
       open: () => this.#jobs.size,
-      connected: () => this.view.connected,
-      leaders: () => [...this.#lanes.values()].map((lane) => ({ model: lane.model, stats: lane.link?.stats })),
+      connected: () => this.view.told && this.view.feed.trouble === undefined,
+      leaders: () =>
+        [...this.#lanes.values()].flatMap(({ model, replicas }) =>
+          [...replicas].map(({ name: replica, stats }) => ({ model, replica, stats })),
+        ),
     });
   }
 
@@ -83,16 +61,21 @@ export class Streams {
 
   /** The model of that name or alias, or why it cannot be had. */
   resolve(name: string): { view: ModelView } | { fault: Fault } {
-    const view = this.view.find(name);
-    if (view) return { view };
-    if (!this.view.told) {
-      return { fault: transient("controller_unreachable", `no word from the controller at ${this.view.address} yet`) };
+    const found = this.view.find(name);
+    if (found && "view" in found) return found;
+    const asked = JSON.stringify(name);
+    if (found) {
+      const keys = found.among.map(({ key }) => key).join(", ");
+      return { fault: invalid("model", `${asked} is served in several namespaces; ask for one of ${keys}`) };
     }
-    const names = this.view.models().map((model) => model.served.name);
+    if (!this.view.told) {
+      const { source, trouble } = this.view.feed;
+      const why = trouble === undefined ? "" : `: ${trouble}`;
+      return { fault: transient("controller_unreachable", `no word from ${source} yet${why}`) };
+    }
+    const names = this.view.models().map((model) => model.title);
     const served = names.length > 0 ? `served here: ${names.join(", ")}` : "no model is served here";
-    return {
-      fault: invalid("model", `the model ${JSON.stringify(name)} does not exist; ${served}`, "model_not_found"),
-    };
+    return { fault: invalid("model", `the model ${asked} does not exist; ${served}`, "model_not_found") };
   }
 
   /** Starts all choices of a request; a refusal that is known at once comes back as the fault, the rest goes to the sink. */
@@ -102,13 +85,16 @@ export class Streams {
     const now = performance.now();
     const fault = this.#refusal ?? this.#admit(ask, found.view, now);
     if (fault) return { fault };
-    const job = makeJob(ask, found.view.served.name, sink, now);
+    const { key: model, downSince, wakes } = found.view;
+    const comingMs = wakes ? this.limits.wakeMs : this.limits.holdMs;
+    const job = makeJob({ ask, model, sink, comingMs }, now);
     this.#jobs.add(job);
     this.#openBytes += job.bytes;
-    const lane = this.#lane(job.model);
-    const { downSince } = found.view;
+    this.#countOf(model).arrived(job.choices.length);
+    const lane = this.#lane(model);
     for (const running of job.running) {
-      if (downSince !== undefined) running.choice.heldMs = now - downSince;
+      // Who comes while a model is down waits with the others. Waking begins with the first who asks.
+      if (downSince !== undefined && !wakes) running.choice.heldMs = now - downSince;
       lane.add(running);
     }
     this.#armTick();
@@ -140,19 +126,49 @@ export class Streams {
     this.#lanes.clear();
   }
 
-  /** The ids of a text or of messages, from the model's leader. */
+  /** What is asked of every model that somebody is to be told of. */
+  demand(): Asked[] {
+    return this.view.models().flatMap(({ key, deployment, served: { namespace } }) => {
+      if (deployment === "") return [];
+      const lane = this.#lanes.get(key);
+      const [held, running] = [lane?.held.size ?? 0, lane?.running ?? 0];
+      return [{ namespace, deployment, held, running, count: this.#countOf(key) }];
+    });
+  }
+
+  /** The ids of a text or of messages, from one of the model's leaders. */
   async tokenize(
     name: string,
-    input: Parameters<LeaderLink["tokenize"]>[0],
+    input: Parameters<Replica<Job>["tokenize"]>[0],
   ): Promise<{ ids: number[] } | { fault: Fault }> {
     const found = this.resolve(name);
     if ("fault" in found) return found;
-    const link = this.#lane(found.view.served.name).connected();
-    if (!link) return { fault: transient("model_not_serving", notServing(found.view)) };
-    return { ids: await link.tokenize(input) };
+    const ids = this.#lane(found.view.key).tokenize(input);
+    if (!ids) return { fault: transient("model_not_serving", notServing(found.view)) };
+    return { ids: await ids };
   }
 
-  #admit(ask: Ask, { served, downSince }: ModelView, now: number): Fault | undefined {
+  #viewChanged(): void {
+    for (const { key } of this.view.models()) this.#lane(key);
+    for (const [key, lane] of this.#lanes) {
+      lane.viewChanged();
+      if (this.view.byKey(key) || lane.held.size > 0 || lane.running > 0) continue;
+      lane.close();
+      this.#lanes.delete(key);
+      this.#counts.delete(key);
+    }
+  }
+
+  #countOf(model: string): DemandCount {
+    const known = this.#counts.get(model);
+    if (known) return known;
+    const made = new DemandCount();
+    this.#counts.set(model, made);
+    return made;
+  }
+
+  #admit(ask: Ask, view: ModelView, now: number): Fault | undefined {
+    const { title, served, downSince, wakes } = view;
     const { openRequestsMax, openBytesMax } = this.limits;
     const isFull = this.#jobs.size >= openRequestsMax;
     if (isFull || this.#openBytes + askBytes(ask) > openBytesMax) {
@@ -168,23 +184,23 @@ export class Streams {
       const tooLong = contextFault(input, limit, "prompt");
       if (tooLong) return tooLong;
     }
-    if (ask.inputs[0]?.$case === "chat" && !served.hasChatTemplate) {
-      return invalid("messages", `${served.name} has no chat template; use /v1/completions`, "no_chat_template");
+    // Before there is a plan nobody knows.
+    if (ask.inputs[0]?.$case === "chat" && !served.hasChatTemplate && served.revision !== "") {
+      return invalid("messages", `${title} has no chat template; use /v1/completions`, "no_chat_template");
     }
-    const hopeless = served.phase === Phase.INFEASIBLE || served.phase === Phase.STOPPED;
-    if (hopeless || (downSince !== undefined && now - downSince >= this.limits.holdMs)) {
-      return transient("model_not_serving", notServing({ served }));
-    }
-    return undefined;
+    const isDown = downSince !== undefined && !wakes && now - downSince >= this.limits.holdMs;
+    return isHopeless(served) || isDown ? transient("model_not_serving", notServing(view)) : undefined;
   }
 
   #lane(model: string): Lane<Job> {
     let lane = this.#lanes.get(model);
     if (!lane) {
-      lane = new Lane<Job>(model, this.view, {
-        step: (steps, now) => this.#take(steps, now),
-        stranded: ({ owner }, fault) => this.#fail(owner, fault),
-      });
+      const events = {
+        step: (steps: Step<Job>[], now: number) => this.#take(steps, now),
+        stranded: ({ owner }: { owner: Job }, fault: Fault) => this.#fail(owner, fault),
+        placed: (replica: string) => this.#metrics.placed(model, replica),
+      };
+      lane = new Lane<Job>({ model, view: this.view, trust: this.#trust, events });
       this.#lanes.set(model, lane);
     }
     return lane;
@@ -214,7 +230,8 @@ export class Streams {
       return;
     }
     if (chunk.tokens.length > 0) this.#timeToken(job, now);
-    job.sink.chunk(choice, chunk);
+    // Refused before it has begun: nothing to tell, and the answer may still become an error with a status.
+    if (verdict !== "hold" || chunk.tokens.length > 0 || chunk.text !== "") job.sink.chunk(choice, chunk);
     if (verdict === "over") job.left -= 1;
   }
 
@@ -222,8 +239,10 @@ export class Streams {
     if (job.firstTokenAt === 0) {
       job.firstTokenAt = now;
       this.#metrics.firstToken(job.model, now - job.startedAt);
+      this.#countOf(job.model).firstToken(now - job.startedAt);
     } else if (this.#steps % ITL_SAMPLE_STEPS === 0) {
       this.#metrics.nextToken(job.model, now - job.lastTokenAt);
+      this.#countOf(job.model).nextToken(now - job.lastTokenAt);
     }
     job.lastTokenAt = now;
   }
@@ -236,6 +255,8 @@ export class Streams {
 
   #fail(job: Job, fault: Fault): void {
     if (job.over) return;
+    // What a client got wrong is no failure of the model.
+    if (fault.kind !== Fault_Kind.INVALID) this.#countOf(job.model).failed(job.choices.length);
     this.#close(job);
     job.sink.failed(fault);
   }
@@ -273,13 +294,13 @@ export class Streams {
       const { choices } = job;
       const since = earliest(choices);
       if (since === undefined) continue;
-      const fault = choices
-        .map((choice) => holdFault(choice, now, this.limits.holdMs))
-        .find((each) => each !== undefined);
+      const why = waitingText(this.view.byKey(job.model));
+      const bounds = { comingMs: job.comingMs, holdMs: this.limits.holdMs };
+      const fault = choices.map((choice) => holdFault(choice, now, bounds, why)).find((each) => each !== undefined);
       if (fault) this.#fail(job, fault);
       else if (now - Math.max(since, job.saidWaitingAt) >= this.limits.waitingMs) {
         job.saidWaitingAt = now;
-        job.sink.waiting();
+        job.sink.waiting(why);
       }
     }
     if (this.#jobs.size > 0) return;
@@ -288,43 +309,7 @@ export class Streams {
   }
 }
 
-/** Since when a choice is held that has been held longest; nothing where all have their leader. */
-function earliest(choices: readonly Choice[]): number | undefined {
-  let first: number | undefined;
-  for (const choice of choices) {
-    const since = heldSince(choice);
-    if (since !== undefined && (first === undefined || since < first)) first = since;
-  }
-  return first;
-}
-
-const askBytes = (ask: Ask): number => ask.inputs.reduce((sum, input) => sum + bytesOf(input), 0);
-
-const notServing = ({ served }: Pick<ModelView, "served">): string =>
-  `${served.name} is not serving${served.cause ? `: ${served.cause}` : ""}`;
-
-function makeJob(ask: Ask, model: string, sink: Sink, now: number): Job {
-  const choices: Choice[] = [];
-  for (const input of ask.inputs) {
-    const seed = ask.seed ?? drawSeed();
-    for (let i = 0; i < ask.n; i++) {
-      choices.push(makeChoice(choices.length, input, seedOfChoice(seed, i), ask.terms, now));
-    }
-  }
-  const job: Job = {
-    ask,
-    model,
-    choices,
-    running: [],
-    sink,
-    startedAt: now,
-    bytes: askBytes(ask),
-    firstTokenAt: 0,
-    lastTokenAt: 0,
-    saidWaitingAt: now,
-    left: choices.length,
-    over: false,
-  };
-  for (const choice of choices) job.running.push({ owner: job, choice });
-  return job;
+function notServing(view: ModelView): string {
+  const { cause } = view.served;
+  return `${view.title} is not serving${cause ? `: ${cause}` : ""}`;
 }

@@ -1,8 +1,8 @@
 // An answer that is not streamed: collects text and log-probabilities until every choice has ended.
 import type { Chunk, Fault, TokenLogprob } from "../../proto/gen/muster/v1/worker.ts";
+import type { Sink } from "./job.ts";
 import type { Whole } from "./openai-answer.ts";
 import type { Choice } from "./requests.ts";
-import type { Sink } from "./streams.ts";
 
 export class WholeSink implements Sink {
   readonly wholes: Whole[];

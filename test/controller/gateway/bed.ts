@@ -1,5 +1,6 @@
 // A gateway between a controller that tells what the test says and leaders that the test starts: real servers on loopback.
 import { Server, ServerCredentials, type ServerWritableStream } from "@grpc/grpc-js";
+import { ControlFeed } from "../../../controller/gateway/feed.ts";
 import type { GatewayLimits } from "../../../controller/gateway/limits.ts";
 import { type GatewayAddresses, type GatewayOptions, runGateway } from "../../../controller/gateway/main.ts";
 import {
@@ -93,10 +94,17 @@ export type Bed = {
   grpc: string;
   /** Starts a leader and tells the gateway of it. */
   serve(options?: Partial<LeaderOptions>): Promise<ScriptedLeader>;
+  /** Starts a leader and tells nobody. */
+  launch(options?: Partial<LeaderOptions>): Promise<ScriptedLeader>;
   stop(): Promise<void>;
 };
 
-export type BedOptions = { limits?: Partial<GatewayLimits>; apiKey?: string; leader?: Partial<LeaderOptions> | "none" };
+export type BedOptions = {
+  limits?: Partial<GatewayLimits>;
+  apiKey?: string;
+  leader?: Partial<LeaderOptions> | "none";
+  gateway?: Pick<GatewayOptions, "demand" | "readyWithoutModels" | "trust">;
+};
 
 /** A gateway with one leader serving, unless said otherwise. */
 export async function makeBed(options: BedOptions = {}): Promise<Bed> {
@@ -104,20 +112,25 @@ export async function makeBed(options: BedOptions = {}): Promise<Bed> {
   await controller.start();
   const leaders: ScriptedLeader[] = [];
   const stop = new AbortController();
-  const serve = async (leaderOptions: Partial<LeaderOptions> = {}): Promise<ScriptedLeader> => {
+  const launch = async (leaderOptions: Partial<LeaderOptions> = {}): Promise<ScriptedLeader> => {
     const leader = new ScriptedLeader({ incarnation: BigInt(leaders.length + 1), ...leaderOptions });
     leaders.push(leader);
     await leader.start();
+    return leader;
+  };
+  const serve = async (leaderOptions: Partial<LeaderOptions> = {}): Promise<ScriptedLeader> => {
+    const leader = await launch(leaderOptions);
     controller.tell([servedModel(leader)]);
     return leader;
   };
   if (options.leader !== "none") await serve(options.leader);
   const { addresses, ended } = await startGateway(
     {
-      control: controller.address,
+      feed: new ControlFeed(controller.address),
       http: "127.0.0.1:0",
       grpc: "127.0.0.1:0",
       apiKey: options.apiKey,
+      ...options.gateway,
       ...(options.limits ? { limits: options.limits } : {}),
     },
     stop.signal,
@@ -128,6 +141,7 @@ export async function makeBed(options: BedOptions = {}): Promise<Bed> {
     leaders,
     ...addresses,
     serve,
+    launch,
     stop: async () => {
       stop.abort();
       await ended;

@@ -54,6 +54,12 @@ test("gateway: a wrong call is exit 2 with a message, a taken port exit 1", asyn
   const missing = muster("gateway");
   expect(await missing.code).toBe(2);
   expect(missing.err()).toMatch(/--control/);
+  const both = muster("gateway", "--control", "127.0.0.1:1", "--kubernetes");
+  expect(await both.code).toBe(2);
+  expect(both.err()).toMatch(/--control.*not both/);
+  const half = muster("gateway", "--control", "127.0.0.1:1", "--identity", "/nowhere");
+  expect(await half.code).toBe(2);
+  expect(half.err()).toMatch(/--enrol/);
   const odd = muster("gateway", "--control", "x", "--hold-seconds", "soon");
   expect(await odd.code).toBe(2);
 

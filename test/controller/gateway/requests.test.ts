@@ -32,7 +32,9 @@ const terms = {
   logprobs: 0,
   speculation: true,
 };
-const fresh = (): Choice => makeChoice(0, { $case: "text", value: "hi" }, { low: 1n, high: 2n }, terms, 0);
+const fresh = (): Choice =>
+  makeChoice({ index: 0, input: { $case: "text", value: "hi" }, seed: { low: 1n, high: 2n }, terms, sticky: "" }, 0);
+const expired = (choice: Choice, now: number) => holdFault(choice, now, { comingMs: 1000, holdMs: 1000 }, "");
 const chunk = (part: Partial<Chunk>): Chunk => ({ id: 1, tokens: [], text: "", logprobs: [], margins: [], ...part });
 const opened = { prompt: [5, 6], revision: "r", numericsId: "n" };
 const faulted = (fault: Fault): Chunk =>
@@ -82,18 +84,33 @@ test("G1, G2: wherever it breaks, the re-opening says exactly what was absorbed"
 
 test("G4: a hold runs on through openings that no leader answers, and ends with the answer", () => {
   const choice = fresh();
-  expect(holdFault(choice, 999, 1000)).toBeUndefined();
+  expect(expired(choice, 999)).toBeUndefined();
   openChoice(choice, 1);
   holdChoice(choice, 500);
   expect(heldSince(choice)).toBe(0);
-  expect(holdFault(choice, 1000, 1000)).toMatchObject({ code: "model_not_serving" });
+  expect(expired(choice, 1000)).toMatchObject({ code: "model_not_serving" });
   openChoice(choice, 2);
   absorb(choice, chunk({ opened }), 600);
   expect(heldSince(choice)).toBeUndefined();
-  expect(holdFault(choice, 1_000_000, 1000)).toBeUndefined();
+  expect(expired(choice, 1_000_000)).toBeUndefined();
   holdChoice(choice, 2_000_000);
-  expect(holdFault(choice, 2_000_399, 1000)).toBeUndefined();
-  expect(holdFault(choice, 2_000_400, 1000)).toMatchObject({ code: "hold_expired" });
+  openChoice(choice, 3);
+  absorb(choice, chunk({ opened }), 2_000_600);
+  holdChoice(choice, 3_000_000);
+  expect(expired(choice, 3_000_399)).toBeUndefined();
+  expect(expired(choice, 3_000_400)).toMatchObject({ code: "hold_expired" });
+});
+
+test("G4: before the first answer the time of coming counts, after it the hold time; the cause is said", () => {
+  const bounds = { comingMs: 600_000, holdMs: 1000 };
+  const choice = fresh();
+  expect(holdFault(choice, 599_999, bounds, "")).toBeUndefined();
+  expect(holdFault(choice, 600_000, bounds, "loading: 3 of 9 GB")?.detail).toContain("600 s (loading: 3 of 9 GB)");
+  openChoice(choice, 1);
+  absorb(choice, chunk({ opened }), 500_000);
+  holdChoice(choice, 500_000);
+  expect(holdFault(choice, 500_999, bounds, "")).toBeUndefined();
+  expect(holdFault(choice, 501_000, bounds, "")).toMatchObject({ code: "hold_expired" });
 });
 
 test("G4: a token gives the whole hold time again", () => {
@@ -101,8 +118,8 @@ test("G4: a token gives the whole hold time again", () => {
   openChoice(choice, 1);
   absorb(choice, chunk({ opened, tokens: [1] }), 900);
   holdChoice(choice, 900);
-  expect(holdFault(choice, 1899, 1000)).toBeUndefined();
-  expect(holdFault(choice, 1900, 1000)).toBeDefined();
+  expect(expired(choice, 1899)).toBeUndefined();
+  expect(expired(choice, 1900)).toBeDefined();
 });
 
 test("a full queue refuses who is new and holds who was in", () => {

@@ -97,6 +97,8 @@ export type LeaderOptions = {
   /** Refuses every Open with it. */
   refusal?: Fault;
   stepMs?: number;
+  /** Told in Stats besides what runs. */
+  load?: Partial<WorkerStats>;
   /** Tokens of one step, as if drafts had been accepted. */
   tokensPerStep?: number;
 };
@@ -199,6 +201,7 @@ export class ScriptedLeader {
       draining: false,
       speculating: false,
       queueMax: this.options.capacity ?? 64,
+      ...this.options.load,
     });
   }
 
