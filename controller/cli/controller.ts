@@ -5,25 +5,37 @@ import { randomBytes } from "node:crypto";
 import os from "node:os";
 import { Command } from "commander";
 import pino from "pino";
+import { FaultError, invalid } from "../../proto/fault.ts";
+import type { Trust } from "../../proto/trust.ts";
 import type { Broker } from "../api/mapping.ts";
 import { KubeError } from "../kube/client.ts";
 import { type Clock, systemClock } from "../kube/clock.ts";
 import { Connections } from "../kube/connections.ts";
 import { kubeconfigCredentials } from "../kube/credentials.ts";
 import { HttpKubeApi } from "../kube/http-api.ts";
+import { InspectionsDoor } from "../kube/inspections.ts";
+import { LoadSamples } from "../kube/load-samples.ts";
 import { KubeMetrics } from "../kube/metrics.ts";
 import { threadPlanner } from "../kube/plan-desk.ts";
+import { measuredPart } from "../kube/plan-measured.ts";
 import type { WorkerTemplate } from "../kube/pods.ts";
+import { listenReports, Reports } from "../kube/reports.ts";
+import { ReportsBoard } from "../kube/reports-board.ts";
 import { missingKinds, type Part, runController } from "../kube/run-controller.ts";
 import { readTemplate } from "../kube/worker-template.ts";
 import type { Because } from "../reconcile/world.ts";
+import { serveControllerHttp } from "./controller-http.ts";
+import { openTrusted } from "./controller-trust.ts";
 
 /** What parts need to know of how the program was called. */
 export type Installation = {
   clock: Clock;
   random: () => number;
   template: WorkerTemplate;
+  trust: Trust;
   broker: Broker | undefined;
+  /** What leaders of groups report, and where to; undefined: this controller hears nobody. */
+  reports: { board: ReportsBoard; address: string } | undefined;
   onBecause: (key: string, because: readonly Because[]) => void;
   onFailure: (key: string, detail: string) => void;
 };
@@ -37,6 +49,11 @@ type Flags = {
   workerImage: string;
   workerTemplate?: string;
   natsUrl?: string;
+  listen?: string;
+  enrol?: string;
+  advertise?: string;
+  tls?: boolean;
+  http?: string;
 };
 
 const EXIT = { failed: 1, invalid: 2 };
@@ -52,7 +69,21 @@ export function controllerCommand(partsOf: (installation: Installation) => reado
     .option("--lease-name <name>", "name of that Lease", "muster-controller")
     .requiredOption("--worker-image <image>", "image of the workers of new plans, by digest; stored plans keep theirs")
     .option("--worker-template <file>", "YAML: port, resources, service account, command... of every worker pod")
-    .option("--nats-url <url>", "where drafts and leaders meet; its token is in MUSTER_NATS_TOKEN")
+    .option(
+      "--nats-url <url>",
+      "where drafts and leaders meet; its token is in MUSTER_NATS_TOKEN, or with --tls in Secret muster-nats",
+    )
+    .option(
+      "--listen <host:port>",
+      "where leaders of groups and gateways report, such as 0.0.0.0:7441; default: nowhere",
+    )
+    .option("--advertise <host>", "name or address by which they find the controller that leads; needed with --listen")
+    .option("--enrol <host:port>", "where pods get their certificates, such as 0.0.0.0:7442; needed with --tls")
+    .option(
+      "--tls",
+      "every link with a certificate at both ends, of an authority kept in Secret muster-ca; default: in clear",
+    )
+    .option("--http <host:port>", "where /healthz, /readyz and /metrics are answered; default: nowhere")
     .action(async (flags: Flags) => {
       process.exitCode = await serve(flags, partsOf);
     });
@@ -70,19 +101,19 @@ async function serve(flags: Flags, partsOf: (installation: Installation) => read
   const metrics = new KubeMetrics();
   const api = new HttpKubeApi({ connections, metrics });
   const onBecause = (key: string, because: readonly Because[]) => log.info({ key, because }, "acts");
-  const parts = partsOf({
-    clock: systemClock,
-    random: Math.random,
-    template,
-    broker:
-      flags.natsUrl === undefined ? undefined : { url: flags.natsUrl, token: process.env.MUSTER_NATS_TOKEN ?? "" },
-    onBecause,
-    onFailure: (key, detail) => log.warn({ key, detail }, "a group cannot be looked after"),
-  });
+  const board = new ReportsBoard(systemClock.nowMs);
+  const loads = new LoadSamples({ clock: systemClock, board });
+  const inspections = new InspectionsDoor();
+  const reports = new Reports({ board, loads, inspections, metrics });
+  const address = reportsAddress(flags);
   const stop = new AbortController();
   const onSignal = () => stop.abort();
+  const open: { close(): void | Promise<void> }[] = [];
+  let isTrusted = flags.tls !== true;
+  const whyNotReady = () => (isTrusted ? undefined : "the certificate authority of the installation is not there yet");
   process.on("SIGTERM", onSignal).on("SIGINT", onSignal);
   try {
+    if (flags.http !== undefined) open.push(await serveControllerHttp({ listen: flags.http, metrics, whyNotReady }));
     const missing = await missingKinds(api, stop.signal);
     if (missing.length > 0) {
       process.stderr.write(
@@ -90,6 +121,33 @@ async function serve(flags: Flags, partsOf: (installation: Installation) => read
       );
       return EXIT.invalid;
     }
+    const leaseNamespace = flags.leaseNamespace ?? (await credentials.namespace());
+    const { trust, broker, ...trusted } = await openTrusted(
+      {
+        flags,
+        api,
+        readDocument: (path, signal) => api.document(path, "application/jwk-set+json, application/json", signal),
+        template,
+        namespace: leaseNamespace,
+        onNews: (detail) => log.info({ detail }, "trust"),
+        onTrouble: (detail) => log.warn({ detail }, "trust"),
+      },
+      stop.signal,
+    );
+    isTrusted = true;
+    if (flags.listen !== undefined) open.push(await listenReports(reports, { listen: flags.listen, trust }));
+    const parts = partsOf({
+      clock: systemClock,
+      random: Math.random,
+      template: trusted.template,
+      trust,
+      broker,
+      reports: address === undefined ? undefined : { board, address },
+      onBecause,
+      onFailure: (key, detail) => log.warn({ key, detail }, "a group cannot be looked after"),
+    });
+    const measured = measuredPart({ board, clock: systemClock, random: Math.random });
+    const heard = address === undefined ? [] : [reports.part, measured];
     const identity = `${os.hostname()}-${randomBytes(4).toString("hex")}`;
     await runController(
       {
@@ -99,8 +157,14 @@ async function serve(flags: Flags, partsOf: (installation: Installation) => read
         planner: threadPlanner,
         workerImage,
         identity,
-        lease: { namespace: flags.leaseNamespace ?? (await credentials.namespace()), name: leaseName },
-        parts,
+        lease: { namespace: leaseNamespace, name: leaseName },
+        parts: [...trusted.parts, ...parts, ...heard],
+        inspect:
+          address === undefined
+            ? undefined
+            : { door: inspections, template: trusted.template, target: { to: address } },
+        loadOf: (kind, key) => (kind === "ModelDeployment" ? loads.of(key) : []),
+        onWaiting: (wake) => loads.subscribe(wake),
         metrics,
         ...(namespace === undefined ? {} : { namespace }),
         onLead: (isLeading) => log.info({ identity, isLeading }, isLeading ? "leads" : "leads no more"),
@@ -117,8 +181,17 @@ async function serve(flags: Flags, partsOf: (installation: Installation) => read
     return EXIT.failed;
   } finally {
     process.off("SIGTERM", onSignal).off("SIGINT", onSignal);
+    for (const each of open.reverse()) await each.close();
     await connections.close();
   }
+}
+
+/** The port is that of --listen where --advertise names none. */
+function reportsAddress({ listen, advertise }: Pick<Flags, "listen" | "advertise">): string | undefined {
+  if (listen === undefined) return undefined;
+  if (advertise === undefined)
+    throw new FaultError(invalid("--advertise", "with --listen: say by which name this controller is found"));
+  return /:\d+$/.test(advertise) ? advertise : `${advertise}:${listen.slice(listen.lastIndexOf(":") + 1)}`;
 }
 
 const textOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));

@@ -33,6 +33,10 @@ const COMMANDS: Record<string, { summary: string; load: () => Promise<Command> }
     summary: "one node's slice of a group (started by up or a pod)",
     load: async () => (await import("./worker.ts")).workerCommand(),
   },
+  inspect: {
+    summary: "read a model's headers for the controller (started by a pod)",
+    load: async () => (await import("./inspect.ts")).inspectCommand(),
+  },
   controller: {
     summary: "reconcile ModelDeployments on a Kubernetes cluster",
     load: async () => {

@@ -2,7 +2,7 @@
 // The `muster` command. Plain JavaScript so that any Node >= 20 can start it; re-executes the checkout's own Node, which runs
 // the TypeScript sources as they are.
 import { spawn } from "node:child_process";
-import { existsSync } from "node:fs";
+import { existsSync, realpathSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 
@@ -27,7 +27,8 @@ if (process.env.npm_lifecycle_event) {
   watch.unref();
 }
 
-if (resolve(process.execPath) === resolve(node)) {
+// Real paths: where node_modules is a link, the other test would start itself again for ever.
+if (realpathSync(process.execPath) === realpathSync(node)) {
   await import("./main.ts");
 } else {
   // The extra pipe is a lifeline: when this process dies without a word, the child sees the end of it and stops by itself.

@@ -3,6 +3,9 @@ import { Command, InvalidArgumentError } from "commander";
 import { FaultError } from "../../proto/fault.ts";
 import { Fault_Kind } from "../../proto/gen/muster/v1/worker.ts";
 import { runWorker } from "../../worker/serve/main.ts";
+import type { Localise } from "../../worker/serve/role.ts";
+import { localise } from "../model/localise.ts";
+import { trustOf } from "./identity.ts";
 
 type Flags = {
   listen: string;
@@ -11,6 +14,8 @@ type Flags = {
   commHost: string;
   lifeline?: boolean;
   drainSeconds: number;
+  identity?: string;
+  enrol?: string;
 };
 
 function incarnationOf(text: string): bigint {
@@ -27,7 +32,7 @@ function indexOf(text: string): number {
 
 function secondsOf(text: string): number {
   const value = Number(text);
-  if (!(value >= 0 && value <= 600)) throw new InvalidArgumentError("seconds from 0 to 600 are needed.");
+  if (!(value >= 0 && value <= 86_400)) throw new InvalidArgumentError("seconds from 0 to 86400 are needed.");
   return value;
 }
 
@@ -41,7 +46,14 @@ export function workerCommand(): Command {
     .option("--comm-host <host>", "address on which collectives of other workers are taken", "127.0.0.1")
     .option("--lifeline", "end as soon as standard input ends")
     .option("--drain-seconds <n>", "let sequences run on so long after SIGTERM", secondsOf, 2)
+    .option("--identity <folder>", "with token and ca.crt: links are mutual TLS; needs --enrol")
+    .option("--enrol <host:port>", "where the certificate comes from; needs --identity")
     .action((flags: Flags) => serve(flags));
+}
+
+/** A pod has its own files and a cache of its own; whoever starts a worker beside itself names files that are there. */
+function localiserOf(cacheDir: string | undefined): Localise | undefined {
+  return cacheDir ? (plan, options) => localise(plan, { ...options, cacheDir }) : undefined;
 }
 
 async function serve(flags: Flags): Promise<void> {
@@ -51,9 +63,17 @@ async function serve(flags: Flags): Promise<void> {
   if (flags.lifeline) watchStdin(onSignal);
   const { listen, incarnation, worker, commHost, drainSeconds } = flags;
   const podUid = process.env.MUSTER_POD_UID || undefined;
+  const localise = localiserOf(process.env.MUSTER_CACHE);
   try {
-    await runWorker({ listen, incarnation, worker, commHost, podUid, drainMs: drainSeconds * 1000 }, stop.signal);
+    // Before it has a certificate a worker is nobody, and need not listen.
+    const onTrouble = (detail: string) => process.stderr.write(`muster worker: ${detail}\n`);
+    const trust = await trustOf(flags, { signal: stop.signal, onTrouble });
+    await runWorker(
+      { listen, incarnation, worker, commHost, podUid, localise, trust, drainMs: drainSeconds * 1000 },
+      stop.signal,
+    );
   } catch (error) {
+    if (stop.signal.aborted && error === stop.signal.reason) process.exit(); // asked to end before it was anybody
     if (!(error instanceof FaultError)) throw error;
     process.stderr.write(`muster worker: ${error.message}\n`);
     process.exitCode = error.fault.kind === Fault_Kind.INVALID ? 2 : 1;
