@@ -5,6 +5,7 @@ import type { Inventory } from "../plan/hardware.ts";
 import type { Grounds } from "../reconcile/deployment/planning.ts";
 import type { Question } from "../reconcile/deployment/wish.ts";
 import { type ClusterInventory, type GpuNode, inventoryOf, plannable, productOf } from "./inventory.ts";
+import { nodeFacts } from "./node-facts.ts";
 import type { Store } from "./store.ts";
 
 type ViewStores = { nodes: Store; pods: Store; slices?: Store };
@@ -50,6 +51,31 @@ export class ClusterView {
     return () => {
       for (const stop of stops) stop();
     };
+  }
+
+  /** Told the name of each node that begins or ceases to be left. Answers how to stop. */
+  subscribeLeaving(listener: (node: string) => void): () => void {
+    const known = new Set<string>();
+    const { nodes } = this.#stores;
+    return nodes.subscribe(({ kind, object }) => {
+      const { name } = object.metadata;
+      const isLeaving = kind !== "deleted" && nodeFacts(object).leaving !== undefined;
+      if (known.has(name) === isLeaving) return;
+      if (isLeaving) known.add(name);
+      else known.delete(name);
+      listener(name);
+    });
+  }
+
+  /** Of these nodes those that are to be left, with why. */
+  leavingOf(names: Iterable<string>): Map<string, string> {
+    const leaving = new Map<string, string>();
+    for (const name of new Set(names)) {
+      const node = this.#stores.nodes.get(name);
+      const why = node === undefined ? undefined : nodeFacts(node).leaving;
+      if (why !== undefined) leaving.set(name, why);
+    }
+    return leaving;
   }
 
   /** Undefined before `isSynced`. */

@@ -29,6 +29,8 @@ import type { EventRecorder } from "./events.ts";
 import type { KubeMetrics } from "./metrics.ts";
 import { type DeskLimits, PlanDesk, type Planner } from "./plan-desk.ts";
 import { replicaGroups, shardPlans } from "./resources.ts";
+import { SourceDesk } from "./source-desk.ts";
+import type { SourceLooks } from "./source-looks.ts";
 import { type StatusLimits, StatusWriter } from "./status-writer.ts";
 import type { Delta, Store } from "./store.ts";
 import { type QueueLimits, WorkQueue } from "./work-queue.ts";
@@ -41,6 +43,7 @@ export type DeploymentsOptions = {
   stores: DeploymentStores;
   view: ClusterView;
   planner: Planner;
+  looks?: SourceLooks | undefined;
   events: Pick<EventRecorder, "record">;
   clock: Clock;
   random: () => number;
@@ -48,6 +51,8 @@ export type DeploymentsOptions = {
   workerImage: string;
   /** What gateways and leaders have measured of an owner, oldest first. */
   loadOf?: (kind: OwnerKind, key: string) => readonly LoadSample[];
+  /** Tells which deployment (`namespace/name`) is asked for while nothing of it serves. Answers how to stop. */
+  onWaiting?: (wake: (key: string) => void) => () => void;
   onBecause?: (key: string, because: readonly Because[]) => void;
   onFailure?: (key: string, error: unknown, againMs: number) => void;
   limits?: { queue?: Partial<QueueLimits>; desk?: Partial<DeskLimits>; status?: Partial<StatusLimits> };
@@ -68,7 +73,7 @@ type Memory = { uid: string; told: OwnerStatus; scale: ScaleState | undefined; t
 export class Deployments {
   readonly #options: DeploymentsOptions;
   readonly #queue: WorkQueue;
-  readonly #desk: PlanDesk;
+  readonly #desk: SourceDesk;
   readonly #writers: Readonly<Record<OwnerKind, StatusWriter>>;
   readonly #memories = new Map<string, Memory>();
   /** Owners that wait for devices. */
@@ -87,7 +92,8 @@ export class Deployments {
     });
     const onAnswer = (key: string) => void this.#queue.add(key);
     const deskLimits = limits?.desk === undefined ? {} : { limits: limits.desk };
-    this.#desk = new PlanDesk({ planner, clock, random, onAnswer, ...deskLimits });
+    const desk = new PlanDesk({ planner, clock, random, onAnswer, ...deskLimits });
+    this.#desk = new SourceDesk({ desk, looks: options.looks, stores: options.stores, onAnswer });
     this.#writers = { ModelDeployment: this.#writer("ModelDeployment"), DraftPool: this.#writer("DraftPool") };
   }
 
@@ -101,6 +107,8 @@ export class Deployments {
       plans.subscribe(({ object }) => this.#onOwned(object)),
       groups.subscribe(({ object }) => this.#onOwned(object)),
       view.subscribe(() => this.#onDevices()),
+      view.subscribeLeaving((node) => this.#onLeaving(node)),
+      this.#options.onWaiting?.((key) => void this.#queue.add(`ModelDeployment/${key}`)) ?? (() => {}),
     ];
     try {
       await Promise.all([deployments, pools, plans, groups].map((store) => store.synced(signal)));
@@ -174,6 +182,14 @@ export class Deployments {
     for (const key of this.#short) this.#queue.addAt(key, atMs);
   }
 
+  #onLeaving(node: string): void {
+    for (const object of this.#options.stores.groups.all()) {
+      const group = read.groupViewOf(object);
+      if (group.kind === "ok" && group.value.status.placement?.some((seat) => seat.node === node))
+        this.#onOwned(object);
+    }
+  }
+
   // ---- one turn ----
 
   async #turn(key: string, signal: AbortSignal): Promise<{ againMs: number } | undefined> {
@@ -221,6 +237,7 @@ export class Deployments {
       ...owned,
       answer: wish && this.#desk.answerTo(key, wish.question),
       better: wish && this.#desk.better(key, wish.question),
+      leaving: view.leavingOf(nodesOf(owned.groups)),
       free: wish && view.freeFor(wish.question),
       load: loadOf?.(owner.kind, keyOf(object)) ?? [],
       scale: memory.scale,
@@ -370,6 +387,9 @@ function partsOf(key: string): [OwnerKind, string] {
 }
 
 const notice = (message: string) => ({ field: "metadata", kind: "Refused" as const, message });
+
+const nodesOf = (groups: readonly GroupView[]): string[] =>
+  groups.flatMap(({ status }) => (status.placement ?? []).map(({ node }) => node));
 
 function heldBy(groups: readonly GroupView[]): Held {
   const held = new Map<string, number>();

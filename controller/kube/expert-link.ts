@@ -3,12 +3,8 @@
 //
 //   N1  a call ends within its bound; it goes to the pod that is meant (its UID is in the call, and in its certificate).
 import { Metadata } from "@grpc/grpc-js";
-import {
-  type ExpertLoadResponse,
-  type StageExpertsRequest,
-  type SwitchExpertsResponse,
-  WorkerClient,
-} from "../../proto/gen/muster/v1/worker.ts";
+import type { ExpertLoadResponse, SwitchExpertsResponse } from "../../proto/gen/muster/v1/experts.ts";
+import { type StageExpertsRequest, WorkerClient } from "../../proto/gen/muster/v1/worker.ts";
 import { channelOptions, POD_UID_HEADER } from "../../proto/grpc.ts";
 import { noTrust, type Trust } from "../../proto/trust.ts";
 import type { WorkerTarget } from "./worker-link.ts";

@@ -7,8 +7,8 @@
 //       at a later look.
 //   E3  the map in use is the leader's answer, never a memory: another controller may have moved experts before.
 
+import type { ExpertLoadResponse, ExpertTokens } from "../../proto/gen/muster/v1/experts.ts";
 import type { ShardPlan } from "../../proto/gen/muster/v1/plan.ts";
-import type { ExpertLoadResponse, ExpertTokens } from "../../proto/gen/muster/v1/worker.ts";
 import { expertSlices, planMap } from "../model/expert-slices.ts";
 import { decideExperts, type ExpertLimits, type ExpertVerdict, expertLimits } from "../reconcile/expert-moves.ts";
 import type { Clock } from "./clock.ts";

@@ -1,16 +1,17 @@
 // All gangs of this controller, in one place and one at a time: the reservation ledger between the stores it is rebuilt from
-// and the groups that ask it. Owns the ledger's memory, who asks and which nodes failed whom; writes nothing to the server.
+// and the groups that ask it. Owns the ledger's memory and who asks; writes nothing to the server.
 //
 //   Q1  a decision is made in one moment, over all groups: no other comes between its look and its memory (no await).
 //   Q2  a group that asks before it has begun, or whose pods are not all there yet, stands in the ledger with the pods it
 //       will have: what is reserved for it stays reserved until they are there.
 //   Q3  a gate that may have been opened counts as open: until the store shows a newer version of the pod, a patch without an
 //       answer keeps its seats from everybody else.
-//   Q4  nothing here is needed after a failover: groups and pods say it all, but for failed nodes, which are learnt anew.
+//   Q4  nothing here is needed after a failover: groups (with the nodes that failed them) and pods say it all.
 import type { ReplicaGroup } from "../api/parse.ts";
 import type { Inventory } from "../plan/hardware.ts";
 import { type KubeObject, keyOf } from "./client.ts";
 import { type GangPod, gangKey, gangPod, type Reservation } from "./gang-pods.ts";
+import type { Beside } from "./group-beside.ts";
 import { groupOf, recordOf } from "./group-record.ts";
 import { type ClusterInventory, inventoryOf, plannable } from "./inventory.ts";
 import { type GangLimits, type GangStep, type GangWish, gangLimits, step } from "./reservations.ts";
@@ -22,6 +23,8 @@ export type GroupWish = Pick<GangWish, "devices" | "priority" | "selection" | "w
   port: number;
   /** A closed pod of this worker, owned by the group; see workerPod of pods.ts. */
   podOf: (group: KubeObject, incarnation: bigint, worker: number) => KubeObject;
+  /** What stands beside the pods of this incarnation; see group-objects.ts. */
+  besideOf: (group: KubeObject, incarnation: bigint) => readonly Beside[];
 };
 
 export type GangStores = {
@@ -50,8 +53,6 @@ type Ask = { incarnation: bigint; sinceMs: number; untilMs: number };
 
 /** Who has not asked again for so long wants it no more. Above the longest back-off between two passes. */
 const ASK_MS = 30_000;
-/** Failures on one node are forgotten with the group; this bounds the nodes remembered for one. */
-const BLAMED_MAX = 64;
 
 export class Gangs {
   readonly #options: GangsOptions;
@@ -60,9 +61,6 @@ export class Gangs {
   readonly #asking = new Map<string, Ask>();
   /** By a pod's UID: what a patch on its way writes, and the version it was made for (Q3). */
   readonly #opening = new Map<string, { version: string; reservation: Reservation }>();
-  readonly #failedOn = new Map<string, Map<string, number>>();
-  /** Gangs whose failure has been counted. */
-  readonly #blamed = new Set<string>();
   #last: GangStep = { ledger: new Map(), decisions: [], wakeMs: Number.POSITIVE_INFINITY };
   #isStale = true;
 
@@ -119,17 +117,6 @@ export class Gangs {
     this.#isStale = true;
   }
 
-  /** The nodes are avoided by the group once they have failed it twice; one incarnation counts once. */
-  blame(group: string, incarnation: bigint, nodes: readonly string[]): void {
-    const key = gangKey({ group, incarnation });
-    if (this.#blamed.has(key)) return;
-    this.#blamed.add(key);
-    const failed = this.#failedOn.get(group) ?? new Map<string, number>();
-    for (const node of nodes) if (failed.size < BLAMED_MAX) failed.set(node, (failed.get(node) ?? 0) + 1);
-    this.#failedOn.set(group, failed);
-    this.#isStale = true;
-  }
-
   /** What there is to plan on for this wish; what others have reserved and not yet taken counts as free. */
   inventory({ selection }: GroupWish): Inventory {
     return plannable(this.#view(), selection, "free");
@@ -183,15 +170,12 @@ export class Gangs {
     if (incarnation === undefined) return undefined;
     const { devices, priority, selection, within } = wish;
     const sinceMs = Date.parse(object.metadata.creationTimestamp ?? "") || 0;
-    const failedOn = Object.fromEntries(this.#failedOn.get(key) ?? []);
-    return { group: key, incarnation, devices, priority, selection, within, sinceMs, failedOn };
+    return { group: key, incarnation, devices, priority, selection, within, sinceMs, failedOn: record.failedNodes };
   }
 
   /** The group has gone. */
   forget(group: string): void {
     this.withdraw(group);
-    this.#failedOn.delete(group);
-    for (const key of this.#blamed) if (key.startsWith(`${group}#`)) this.#blamed.delete(key);
   }
 }
 

@@ -3,7 +3,9 @@
 import { LABELS } from "../api/meta.ts";
 import { ownerReferenceTo } from "./apply.ts";
 import type { KubeObject, ObjectMeta } from "./client.ts";
-import { groupLabels, podGroupNameOf, type WorkerIdentity } from "./pods.ts";
+import type { Beside } from "./group-beside.ts";
+import { groupLabels, type PodWishes, podGroupNameOf, type WorkerIdentity } from "./pods.ts";
+import { podDisruptionBudgets, podGroups, services } from "./resources.ts";
 
 export type GroupIdentity = Pick<WorkerIdentity, "group" | "owner" | "planName">;
 
@@ -17,7 +19,26 @@ function metadataOf(who: GroupIdentity, name: string, labels: Record<string, str
   };
 }
 
-/** `POD.GROUP.NAMESPACE.svc`: names also for pods that are not ready, because workers meet before they serve. */
+/** All of it for one incarnation, in the order in which it is written. */
+export function besideOf(
+  who: GroupIdentity,
+  { incarnation, workers, port, pods }: { incarnation: bigint; workers: number; port: number; pods: PodWishes },
+): Beside[] {
+  const { priorityClassName } = pods.patch ?? {};
+  const made: Beside[] = [
+    { resource: services, object: headlessService(who, port) },
+    { resource: podDisruptionBudgets, object: disruptionBudget(who, workers) },
+  ];
+  if (pods.hasPodGroup === true)
+    made.push({ resource: podGroups, object: podGroup(who, incarnation, { workers, priorityClassName }) });
+  return made;
+}
+
+/**
+ * `POD.GROUP.NAMESPACE.svc`: names also for pods that are not ready, because workers meet before they serve. For people, for
+ * libraries that look up the host's own name, and in certificates; workers meet by pod addresses, which belong to exactly one
+ * incarnation and need no DNS.
+ */
 export function headlessService(who: GroupIdentity, port: number): KubeObject {
   const { name } = who.group.metadata;
   return {

@@ -3,11 +3,12 @@
 //
 //   R1  a plan is read once for all of its groups, and kept while one uses it; at most READS_AT_ONCE are under way, each within READ_MS.
 //   R2  a source that fails is tried again with back-off; one that has become another model is refused, and read again as seldom.
-import { FaultError, invalid } from "../../proto/fault.ts";
+import { FaultError } from "../../proto/fault.ts";
 import type { ModelSpec, ShardPlan } from "../../proto/gen/muster/v1/plan.ts";
 import { type Fault, Fault_Kind } from "../../proto/gen/muster/v1/worker.ts";
 import { restorePlan, type ShardPlanSpec } from "../api/shard-plan.ts";
 import { shardsOf } from "../model/shards.ts";
+import type { KubeObject } from "./client.ts";
 import type { Clock } from "./clock.ts";
 import { backoffMs } from "./rate-limit.ts";
 import { Slots } from "./slots.ts";
@@ -19,7 +20,8 @@ export type PlanRead =
   | { kind: "failed"; detail: string }
   | { kind: "refused"; fault: Fault };
 
-export type ModelReader = (source: string, signal: AbortSignal) => Promise<ModelSpec>;
+/** `owner`: of the groups, as it is now. */
+export type ModelReader = (source: string, signal: AbortSignal, owner?: KubeObject) => Promise<ModelSpec>;
 
 const READS_AT_ONCE = 2;
 const READ_MS = 120_000;
@@ -33,23 +35,29 @@ export type GroupPlansOptions = {
   onChange: (uid: string) => void;
 };
 
+type Wanted = { spec: ShardPlanSpec; owner: KubeObject | undefined };
+
 export class GroupPlans {
   readonly #options: GroupPlansOptions;
   readonly #slots = new Slots(READS_AT_ONCE);
-  readonly #known = new Map<string, { read: PlanRead; stop: AbortController; done: Promise<void> }>();
+  readonly #known = new Map<string, { read: PlanRead; wanted: Wanted; stop: AbortController; done: Promise<void> }>();
 
   constructor(options: GroupPlansOptions) {
     this.#options = options;
   }
 
   /** Begins to read where nobody has asked before. `uid`: of the ShardPlan, whose spec never changes. */
-  planOf(uid: string, spec: ShardPlanSpec): PlanRead {
+  planOf(uid: string, spec: ShardPlanSpec, owner?: KubeObject): PlanRead {
     const known = this.#known.get(uid);
-    if (known !== undefined) return known.read;
+    if (known !== undefined) {
+      known.wanted.owner = owner;
+      return known.read;
+    }
     const stop = new AbortController();
-    const entry = { read: { kind: "reading" } satisfies PlanRead as PlanRead, stop, done: Promise.resolve() };
+    const wanted: Wanted = { spec, owner };
+    const entry = { read: { kind: "reading" } satisfies PlanRead as PlanRead, wanted, stop, done: Promise.resolve() };
     this.#known.set(uid, entry);
-    entry.done = this.#keepReading(spec, stop.signal, (read) => {
+    entry.done = this.#keepReading(wanted, stop.signal, (read) => {
       entry.read = read;
       this.#options.onChange(uid);
     });
@@ -72,10 +80,10 @@ export class GroupPlans {
     await Promise.all(entries.map(({ done }) => done));
   }
 
-  async #keepReading(spec: ShardPlanSpec, signal: AbortSignal, tell: (read: PlanRead) => void): Promise<void> {
+  async #keepReading(wanted: Wanted, signal: AbortSignal, tell: (read: PlanRead) => void): Promise<void> {
     const { clock, random } = this.#options;
     for (let failures = 1; !signal.aborted; failures += 1) {
-      const read = await this.#readOnce(spec, signal);
+      const read = await this.#readOnce(wanted, signal);
       if (signal.aborted) return;
       tell(read);
       if (read.kind === "whole") return;
@@ -83,7 +91,7 @@ export class GroupPlans {
     }
   }
 
-  async #readOnce(spec: ShardPlanSpec, signal: AbortSignal): Promise<PlanRead> {
+  async #readOnce({ spec, owner }: Wanted, signal: AbortSignal): Promise<PlanRead> {
     const { read, clock } = this.#options;
     const ended = new AbortController();
     try {
@@ -93,7 +101,7 @@ export class GroupPlans {
         void clock.sleep(ended.signal, clock.nowMs() + READ_MS).then(() => {
           if (!ended.signal.aborted) late.abort(new Error(`reading took more than ${READ_MS / 1000} s`));
         });
-        return wholeOf(spec, await read(spec.model.source, AbortSignal.any([signal, late.signal])));
+        return wholeOf(spec, await read(spec.model.source, AbortSignal.any([signal, late.signal]), owner));
       } finally {
         leave();
       }
@@ -109,10 +117,5 @@ export class GroupPlans {
 
 function wholeOf(spec: ShardPlanSpec, model: ModelSpec): PlanRead {
   const restored = restorePlan(spec, model, shardsOf);
-  if (restored.kind === "refused") return restored;
-  if (model.files.some(({ path }) => path === "")) {
-    const detail = `workers open files where they are: ${model.source} would have to be pulled first, which pods cannot do yet`;
-    return { kind: "refused", fault: invalid("spec.model.source", detail, "not_local") };
-  }
-  return { kind: "whole", plan: restored.value };
+  return restored.kind === "refused" ? restored : { kind: "whole", plan: restored.value };
 }

@@ -8,10 +8,20 @@ import { fieldsOf } from "./fields.ts";
 const DETAIL_MAX = 1024;
 const FAILURES_MAX = 32;
 
-/** Throws where the object is no ReplicaGroup that can be read: nobody decides on a guess (C3). */
+const known = new WeakMap<KubeObject, ReplicaGroup>();
+
+/**
+ * Throws where the object is no ReplicaGroup that can be read: nobody decides on a guess (C3). Read once for each object, at
+ * every look of its reconciler: objects are never changed in place (A2 of client.ts).
+ */
 export function groupOf(object: KubeObject): ReplicaGroup {
+  const found = known.get(object);
+  if (found !== undefined) return found;
   const parsed = parseReplicaGroup(object);
-  if (parsed.kind === "ok") return parsed.value;
+  if (parsed.kind === "ok") {
+    known.set(object, parsed.value);
+    return parsed.value;
+  }
   const { namespace, name } = object.metadata;
   throw new Error(`ReplicaGroup ${namespace}/${name}: ${parsed.fault.field}: ${parsed.fault.detail}`);
 }
@@ -26,12 +36,14 @@ export function recordOf(group: ReplicaGroup): GroupRecord {
     failures: stored.failures.map(({ at, detail, isFinal }) => ({ atMs: Date.parse(at), detail, isFinal })),
     notBeforeMs: stored.notBefore === undefined ? 0 : Date.parse(stored.notBefore),
     restarts: stored.restarts,
+    failedNodes: Object.fromEntries((stored.failedNodes ?? []).map(({ node, times }) => [node, times])),
   };
 }
 
 /** The status with this record in it; everything else stays. */
 export function withRecord(status: unknown, record: GroupRecord): unknown {
   const { incarnation, revision, begun, failures, notBeforeMs, restarts } = record;
+  const failedNodes = Object.entries(record.failedNodes).map(([node, times]) => ({ node, times }));
   return {
     ...fieldsOf(status),
     record: {
@@ -45,6 +57,7 @@ export function withRecord(status: unknown, record: GroupRecord): unknown {
       })),
       ...(notBeforeMs > 0 ? { notBefore: momentOf(notBeforeMs) } : {}),
       restarts,
+      ...(failedNodes.length > 0 ? { failedNodes } : {}),
     },
   };
 }

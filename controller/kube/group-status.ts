@@ -4,6 +4,7 @@
 //   H1  `observedGeneration` of a group that drains is raised only when nothing of it runs any more: Stopped then means that
 //       it may go (reconcile/deployment/rollout.ts).
 //   H2  `leader` and `endpoints` are there exactly while it serves.
+//   H4  Serving is written of no incarnation of which a pod has been seen to end, however late its turn comes.
 //   H3  a cause keeps its age (status.ts S1) over controllers: the next one sees the same thing for the first time.
 import {
   type Condition,
@@ -16,8 +17,13 @@ import {
 } from "../api/conditions.ts";
 import type { ReplicaGroup } from "../api/parse.ts";
 import type { ReplicaGroupStatus } from "../api/replica-group.ts";
+import { throughputColumn } from "../reconcile/deployment/columns.ts";
 import type { GroupStatus } from "../reconcile/status.ts";
-import { fieldsOf } from "./fields.ts";
+import type { KubeObject } from "./client.ts";
+import { fieldsOf, listOf } from "./fields.ts";
+import { gangPod } from "./gang-pods.ts";
+import { podState } from "./pod-state.ts";
+import type { GroupNumbers } from "./reports-board.ts";
 
 export type Placement = NonNullable<ReplicaGroupStatus["placement"]>;
 
@@ -27,11 +33,14 @@ export type Told = {
   placement: Placement;
   /** Of the whole plan. */
   ranks: number;
+  /** What its leader has reported; undefined where nothing is known. */
+  numbers: GroupNumbers | undefined;
   nowMs: number;
 };
 
 const MESSAGE_MAX = 4096;
 const CODE_MAX = 64;
+const ETA_STEP_MS = 5_000;
 
 export function groupStatusOf(before: unknown, told: Told): unknown {
   const { group, status, placement, ranks } = told;
@@ -46,7 +55,7 @@ export function groupStatusOf(before: unknown, told: Told): unknown {
     ...fieldsOf(before),
     observedGeneration: observedOf(group, phase, status),
     phase,
-    cause: { ...causeOf(status), since: sinceOf(group, phase, status), ...bytes },
+    cause: { ...causeOf(status), since: sinceOf(group, phase, status), ...bytes, eta: etaOf(status) },
     conditions: conditionsOf(told, phase),
     incarnation: Number(status.incarnation),
     restarts: status.restarts,
@@ -58,7 +67,29 @@ export function groupStatusOf(before: unknown, told: Told): unknown {
     ranks,
     ready: `${status.readyRanks}/${ranks}`,
     ...bytes,
+    ...(leader === undefined ? NO_NUMBERS : numbersOf(told.numbers)),
   });
+}
+
+const NO_NUMBERS = { tokensPerSecond: undefined, throughput: undefined, step: undefined, stepAt: undefined };
+/** Two digits behind the point: nobody reads more, and each other digit would be a write. */
+const rounded = (value: number): number => Math.round(value * 100) / 100;
+
+/** Where nothing is known what is there stays: the leader serves on while nobody hears it. */
+function numbersOf(numbers: GroupNumbers | undefined): Record<string, unknown> {
+  if (numbers === undefined) return {};
+  const { tokensPerSecond, step, stepMs } = numbers;
+  return {
+    ...(step === 0n ? {} : { step: Number(step), stepAt: timestampOf(stepMs) }),
+    ...(tokensPerSecond === undefined
+      ? {}
+      : { tokensPerSecond: rounded(tokensPerSecond), throughput: throughputColumn(tokensPerSecond) }),
+  };
+}
+
+/** In steps: nobody reads an estimate closer, and each step is a write. */
+function etaOf({ etaMs }: GroupStatus): string | undefined {
+  return etaMs === undefined ? undefined : timestampOf(Math.ceil(etaMs / ETA_STEP_MS) * ETA_STEP_MS);
 }
 
 /** For a group that nobody looks after yet. What serves goes on serving, and its leader stays known. */
@@ -85,6 +116,15 @@ export function groupHeadline(status: unknown): string {
   const { phase, cause, conditions, observedGeneration, incarnation, leader, placement } = fieldsOf(status);
   const states = Array.isArray(conditions) ? conditions.map(fieldsOf).map(({ type, status: is }) => [type, is]) : [];
   return JSON.stringify([phase, fieldsOf(cause).code, states, observedGeneration, incarnation, leader, placement]);
+}
+
+/** H4. `pods`: those of the group, as they are now. What does not say Serving is never less true for being late. */
+export function isStillTrue(status: unknown, pods: readonly KubeObject[]): boolean {
+  const { phase, incarnation, placement } = fieldsOf(status);
+  if (phase !== "Serving") return true;
+  const seats = listOf(placement).length;
+  const own = pods.filter((pod) => gangPod(pod)?.incarnation === BigInt(Number(incarnation)));
+  return seats > 0 && own.length >= seats && own.every((pod) => podState(pod).kind === "running");
 }
 
 /** H1. */

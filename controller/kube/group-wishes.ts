@@ -14,12 +14,14 @@ import {
 } from "../api/mapping.ts";
 import { parseDraftPool, parseModelDeployment, type ReplicaGroup } from "../api/parse.ts";
 import type { ShardPlanSpec } from "../api/shard-plan.ts";
-import { DRAFT_POOL, DRAIN_UNTIL } from "../reconcile/deployment/wish.ts";
+import { DRAFT_POOL, DRAIN_UNTIL, POOL_DRAIN_MS } from "../reconcile/deployment/wish.ts";
 import type { Goal } from "../reconcile/world.ts";
 import type { KubeObject } from "./client.ts";
 import { millisOf } from "./fields.ts";
 import type { GroupWish } from "./gang.ts";
+import { besideOf } from "./group-objects.ts";
 import { devicesOf, type PodWishes, selectionOf, type WorkerIdentity, type WorkerTemplate, workerPod } from "./pods.ts";
+import type { NodeTerm } from "./volumes.ts";
 
 export type OwnerOrder = {
   pods: PodWishes;
@@ -28,6 +30,10 @@ export type OwnerOrder = {
   engine: EngineOptions;
   /** Undefined: it drafts for others. */
   limits: ServeLimits | undefined;
+  /** How long its streams may run on after a pod is told to end: then the worker ends them and says so. */
+  drainMs: number;
+  /** Nodes that the volume of the plan's model reaches. */
+  volume?: readonly NodeTerm[] | undefined;
 };
 
 /** Undefined where the spec cannot be read: what was known stays (R8). */
@@ -36,14 +42,15 @@ export function orderOf(owner: KubeObject): OwnerOrder | undefined {
   if (owner.kind === "DraftPool") {
     const parsed = parseDraftPool(object);
     if (parsed.kind === "refused") return undefined;
-    const { nodes, engine, podPatch } = poolWish(parsed.value.spec);
-    const pods = { gpu: parsed.value.spec.gpu, patch: podPatch };
-    return { pods, priority: 0, within: nodes.within, engine, limits: undefined };
+    const { nodes, engine, podPatch, source } = poolWish(parsed.value.spec);
+    const pods = { gpu: parsed.value.spec.gpu, patch: podPatch, source };
+    return { pods, priority: 0, within: nodes.within, engine, limits: undefined, drainMs: POOL_DRAIN_MS };
   }
   const parsed = parseModelDeployment(object);
   if (parsed.kind === "refused") return undefined;
-  const { nodes, engine, limits, priority, podPatch } = deploymentWish(parsed.value.spec);
-  return { pods: { gpu: parsed.value.spec.gpu, patch: podPatch }, priority, within: nodes.within, engine, limits };
+  const { nodes, engine, limits, priority, podPatch, source, rollout } = deploymentWish(parsed.value.spec);
+  const pods = { gpu: parsed.value.spec.gpu, patch: podPatch, source };
+  return { pods, priority, within: nodes.within, engine, limits, drainMs: rollout.drainMs };
 }
 
 /** Needs no model: what is reserved stays reserved while its source cannot be read. */
@@ -53,16 +60,21 @@ export function wishOf(
   order: OwnerOrder,
   installed: WorkerTemplate,
 ): GroupWish {
-  const template = { ...installed, image: plan.image === "" ? installed.image : plan.image };
+  const image = plan.image === "" ? installed.image : plan.image;
+  const template = { ...installed, image, drainSeconds: Math.ceil(order.drainMs / 1000) };
   const outline = outlineOf(plan);
   const who = { owner: spec.owner, planName: spec.plan, plan: outline };
+  // The plan says where its weights lie, the owner what opens it.
+  const pods = { ...order.pods, source: { url: plan.model.source, secret: order.pods.source?.secret } };
   return {
     devices: devicesOf(outline),
     priority: order.priority,
-    selection: selectionOf(order.pods),
+    selection: { ...selectionOf(order.pods), volume: order.volume },
     within: order.within,
     port: template.port,
-    podOf: (group, incarnation, worker) => workerPod({ ...who, group, incarnation, worker }, template, order.pods),
+    podOf: (group, incarnation, worker) => workerPod({ ...who, group, incarnation, worker }, template, pods),
+    besideOf: (group, incarnation) =>
+      besideOf({ ...who, group }, { incarnation, workers: outline.workers, port: template.port, pods: order.pods }),
   };
 }
 
@@ -83,25 +95,35 @@ function outlineOf({ cut, workers }: ShardPlanSpec): WorkerIdentity["plan"] {
   return { workers, ranks };
 }
 
-/** `broker`: undefined where the installation has none; then nobody guesses for anybody. */
+/** A controller that hears a group names the rank that stands still first; the engines' own bounds stand behind it. */
+const PATIENT = { stallReportMs: 10_000, stallGiveUpMs: 20_000 };
+
+/**
+ * `broker`: undefined where the installation has none; then nobody guesses for anybody. `reportsAddress`: where leaders
+ * report; undefined: nowhere.
+ */
 export function serveGoal(
   group: ReplicaGroup,
   plan: ShardPlan,
-  { engine, limits }: OwnerOrder,
-  broker: Broker | undefined,
+  order: OwnerOrder,
+  { broker, reportsAddress }: { broker?: Broker | undefined; reportsAddress?: string | undefined },
 ): Goal {
   const { owner } = group.spec;
+  const { limits } = order;
   const namespace = group.metadata.namespace ?? "";
+  const isHeard = reportsAddress !== undefined;
+  const engine = isHeard ? { ...order.engine, ...PATIENT } : order.engine;
+  const reports = isHeard ? { address: reportsAddress, namespace, group: group.metadata.name } : undefined;
   if (owner.kind === "DraftPool") {
     if (broker === undefined)
       return { kind: "infeasible", detail: "a DraftPool needs NATS: start the controller with --nats-url" };
     const draft = draftOptions(poolToken(namespace, owner.name), broker);
-    return { kind: "serve", plan, engine, speculation: undefined, limits: undefined, draft };
+    return { kind: "serve", plan, engine, speculation: undefined, limits: undefined, draft, reports };
   }
   const pool = group.metadata.annotations?.[DRAFT_POOL];
   const speculation =
     pool === undefined || broker === undefined ? undefined : speculationOptions(poolToken(namespace, pool), broker);
-  return { kind: "serve", plan, engine, speculation, limits };
+  return { kind: "serve", plan, engine, speculation, limits, reports };
 }
 
 export function stopGoal(group: ReplicaGroup, nowMs: number): Goal {

@@ -6,9 +6,9 @@
 //   G2  a goal changes only where it is known: a plan, owner or spec that cannot be read leaves the last one as it is (R8).
 //   G3  a group that is deleted is let go at once: its objects go by their owner references, and nobody makes new ones.
 //   G4  a reconciler that breaks ends the term (T2 of run-controller.ts).
+import type { Trust } from "../../proto/trust.ts";
 import type { Broker } from "../api/mapping.ts";
 import type { ReplicaGroup } from "../api/parse.ts";
-import { readModel } from "../model/model.ts";
 import { defaultLimits, type ReconcileLimits } from "../reconcile/limits.ts";
 import { Reconciler } from "../reconcile/run.ts";
 import type { GroupStatus } from "../reconcile/status.ts";
@@ -19,11 +19,13 @@ import { storedPlanOf } from "./deployment-objects.ts";
 import { Gangs, type GroupWish } from "./gang.ts";
 import { GroupPlans, type ModelReader, type PlanRead } from "./group-plans.ts";
 import { groupOf } from "./group-record.ts";
-import { groupHeadline, groupStatusOf, type Placement, waitingStatus } from "./group-status.ts";
+import { groupHeadline, groupStatusOf, isStillTrue, type Placement, waitingStatus } from "./group-status.ts";
 import { type OwnerOrder, orderOf, serveGoal, stopGoal, wishOf } from "./group-wishes.ts";
 import { KubeCluster } from "./kube-cluster.ts";
 import { refineStatus } from "./pod-state.ts";
 import { podName, type WorkerTemplate } from "./pods.ts";
+import type { ReportsBoard } from "./reports-board.ts";
+import { watchReports } from "./reports-watch.ts";
 import type { GangLimits } from "./reservations.ts";
 import { replicaGroups } from "./resources.ts";
 import type { Lead, Part } from "./run-controller.ts";
@@ -39,23 +41,25 @@ export type GroupsOptions = {
   broker?: Broker | undefined;
   /** Default: headers, as the planner reads them. */
   read?: ModelReader;
+  /** Of the default links. */
+  trust?: Trust | undefined;
   /** Default: gRPC. `onNews`: the group has got on with its Load. */
   linksOf?: (onNews: (group: string) => void) => WorkerLinks;
   limits?: Partial<ReconcileLimits>;
   gangLimits?: GangLimits;
+  /** What leaders report, and where to; undefined: nothing. */
+  reports?: { board: ReportsBoard; address: string } | undefined;
   onBecause?: (group: string, because: readonly Because[]) => void;
   /** What the server refuses, and what cannot be read. */
   onFailure?: (group: string, detail: string) => void;
 };
 
-/** Pulling bounds itself (PULL_MS); the reconciler, which sees no difference, waits a little longer. */
-const STALL_MS = PULL_MS + 300_000;
+/** Coming of an image bounds itself (PULL_MS); the reconciler, which sees no difference to a start, waits a little longer. */
+const START_MS = PULL_MS + 300_000;
 /** The watch brings what the conflict was about, mostly before. */
 const CONFLICT_WAIT_MS = 200;
 
 const READING = "plan-reading";
-
-const readHeaders: ModelReader = (source, signal) => readModel(source, { headersOnly: true, signal });
 
 /** For `parts` of run-controller.ts. */
 export function groupsPart(options: GroupsOptions): Part {
@@ -90,8 +94,9 @@ class Groups {
   readonly #broken = Promise.withResolvers<never>();
 
   constructor(options: GroupsOptions, lead: Lead) {
-    const { clock, random, gangLimits, read = readHeaders, linksOf } = options;
-    const { api, stores } = lead;
+    const { clock, random, gangLimits, linksOf, trust } = options;
+    const { api, stores, looks } = lead;
+    const read: ModelReader = options.read ?? ((source, signal, owner) => looks.read(source, owner, signal));
     this.#options = options;
     this.#lead = lead;
     this.#broken.promise.catch(() => {}); // awaited in run
@@ -102,13 +107,14 @@ class Groups {
       ...(gangLimits === undefined ? {} : { limits: gangLimits }),
     });
     const onNews = (group: string) => this.#entries.get(group)?.cluster.ring();
-    this.#links = linksOf?.(onNews) ?? new GrpcWorkerLinks({ onNews: ({ group }) => onNews(group) });
+    this.#links = linksOf?.(onNews) ?? new GrpcWorkerLinks({ trust, onNews: ({ group }) => onNews(group) });
     this.#writer = new StatusWriter({
       api,
       resource: replicaGroups,
       clock,
       random,
       headlineOf: groupHeadline,
+      holds: ({ metadata }, status) => isStillTrue(status, stores.pods.ownedBy(metadata.uid ?? "")),
       onWritten: (object) => stores.groups.learn(object),
       onConflict: (key) => void this.#againSoon(key),
       onRefused: (key, error: KubeError) => options.onFailure?.(key, `its status is refused: ${error.message}`),
@@ -128,9 +134,10 @@ class Groups {
         plans.subscribe(({ object }) => this.#onPlan(object.metadata.uid ?? "")),
         deployments.subscribe(({ object }) => this.#onOwner(object)),
         pools.subscribe(({ object }) => this.#onOwner(object)),
+        this.#options.reports?.board.subscribe((group) => this.#entries.get(group)?.cluster.ring()) ?? (() => {}),
       );
       this.#lookAtAll();
-      await Promise.race([this.#writer.run(term.signal), this.#broken.promise]);
+      await Promise.race([this.#writer.run(term.signal), this.#watch(term.signal), this.#broken.promise]);
     } catch (error) {
       if (!term.signal.aborted) throw error;
     } finally {
@@ -140,6 +147,16 @@ class Groups {
       await this.#plans.close();
       this.#links.close?.();
     }
+  }
+
+  #watch(signal: AbortSignal): Promise<void> {
+    const { clock, reports } = this.#options;
+    const onSuspect = (group: string) => this.#entries.get(group)?.cluster.ring();
+    const onNumbers = (group: string) => {
+      const entry = this.#entries.get(group);
+      if (entry !== undefined) this.#tell(group, entry);
+    };
+    return watchReports(reports?.board, { clock, onSuspect, onNumbers }, signal);
   }
 
   // ---- who is looked at ----
@@ -226,7 +243,10 @@ class Groups {
     const plan = this.#planSpecOf(group);
     const order = this.#orderOf(group);
     if (plan === undefined || order === undefined) return undefined;
-    return wishOf(group, plan.spec, order, this.#options.template);
+    const hasPodGroup = this.#lead.stores.podGroups !== undefined;
+    const volume = this.#lead.looks.volumeOf(group.metadata.namespace, plan.spec.model.source);
+    const asked = { ...order, volume, pods: { ...order.pods, hasPodGroup } };
+    return wishOf(group, plan.spec, asked, this.#options.template);
   }
 
   #goalOf(group: ReplicaGroup): Found {
@@ -238,9 +258,14 @@ class Groups {
     const order = this.#orderOf(group);
     const { kind, name } = group.spec.owner;
     if (order === undefined) return waits("owner-missing", `${kind} ${name} is not there, or cannot be read`);
-    const read = this.#plans.planOf(stored.uid, stored.spec);
+    const read = this.#plans.planOf(
+      stored.uid,
+      stored.spec,
+      this.#orders.get(`${kind}/${group.metadata.namespace}/${name}`)?.object,
+    );
     if (read.kind !== "whole") return unread(read, stored.spec.model.source);
-    const goal = serveGoal(group, read.plan, order, this.#options.broker);
+    const { broker, reports } = this.#options;
+    const goal = serveGoal(group, read.plan, order, { broker, reportsAddress: reports?.address });
     const { plan: _, ...rest } = goal.kind === "serve" ? goal : { ...goal, plan: undefined };
     return { goal, text: `${stored.uid} ${JSON.stringify(rest)}` };
   }
@@ -256,12 +281,13 @@ class Groups {
       if (entry?.stop === stop) this.#tell(key, entry);
     };
     const common = { api, stores, gangs: this.#gangs, links: this.#links, clock };
-    const cluster = new KubeCluster({ group: key, ...common, onCause: tell });
+    const stepsOf = (incarnation: bigint) => this.#options.reports?.board.stepsOf(key, incarnation);
+    const cluster = new KubeCluster({ group: key, ...common, onCause: tell, stepsOf });
     const reconciler = new Reconciler(goal, {
       group: key,
       cluster,
       clock,
-      limits: { ...defaultLimits, stallMs: STALL_MS, ...limits },
+      limits: { ...defaultLimits, stall: { ...defaultLimits.stall, startMs: START_MS }, ...limits },
       onStatus: tell,
       onBecause: (because) => onBecause?.(key, because),
     });
@@ -276,6 +302,7 @@ class Groups {
 
   #end(key: string): void {
     this.#writer.forget(key);
+    this.#options.reports?.board.forget(key);
     const entry = this.#entries.get(key);
     if (entry === undefined) return;
     this.#entries.delete(key);
@@ -304,7 +331,8 @@ class Groups {
     const ranks = this.#planSpecOf(group)?.spec.cut.world ?? 0;
     const nowMs = this.#options.clock.nowMs();
     const placement = this.#placementOf(object, group);
-    this.#writer.offer(object, groupStatusOf(object.status, { group, status, placement, ranks, nowMs }));
+    const numbers = this.#options.reports?.board.numbersOf(key, status.incarnation);
+    this.#writer.offer(object, groupStatusOf(object.status, { group, status, placement, ranks, numbers, nowMs }));
   }
 
   /** Where the incarnation of the record has its places; nowhere while none has begun. */

@@ -91,6 +91,7 @@ type Call = {
   query?: URLSearchParams;
   body?: unknown;
   contentType?: string;
+  accept?: string;
   /** For messages: "create pods/default/a". */
   title: string;
 };
@@ -194,6 +195,11 @@ export class HttpKubeApi implements KubeApi {
       if (error instanceof KubeError && error.code === 404) return false;
       throw error;
     }
+  }
+
+  /** What the server says at a path that is no resource: its keys, its issuer. `accept`: the form it has there, of JSON. */
+  document(path: string, accept: string, signal: AbortSignal): Promise<unknown> {
+    return this.#call({ verb: "GET", path, accept, title: `get ${path}` }, signal);
   }
 
   async *watch(resource: Resource, options: WatchOptions, signal: AbortSignal): AsyncGenerator<WatchLine> {
@@ -306,7 +312,7 @@ export class HttpKubeApi implements KubeApi {
       path: `${prefix}${call.path}${query ? `?${query}` : ""}`,
       method: call.verb,
       headers: {
-        accept: "application/json",
+        accept: call.accept ?? "application/json",
         "user-agent": this.#options.userAgent ?? "muster",
         ...(call.body === undefined ? {} : { "content-type": call.contentType ?? "application/json" }),
         ...access.headers,

@@ -11,6 +11,7 @@ import { fieldsOf, listOf, textOf } from "./fields.ts";
 import { type NodeFacts, nodeFacts, type Taint } from "./node-facts.ts";
 import { GPU_TOLERATION, isSelected, refusingTaint, type Toleration, taintText } from "./placing.ts";
 import { podFacts } from "./pod-facts.ts";
+import { isReachable, type NodeTerm } from "./volumes.ts";
 
 export type GpuNode = {
   name: string;
@@ -31,7 +32,7 @@ export type RefusedNode = { name: string; code: "mig" | "shared" | "dra-only" | 
 
 /** What a person can say that the cluster does not; said once for all nodes it is about. */
 export type Need = {
-  code: "gpu-labels" | "unknown-product" | "unhealthy-gpus";
+  code: "gpu-labels" | "unknown-product" | "unhealthy-gpus" | "mig" | "shared" | "dra-only";
   text: string;
   nodes: readonly string[];
 };
@@ -76,7 +77,7 @@ export function inventoryOf(objects: ClusterObjects, product?: string): ClusterI
     if ((facts.cards ?? 0) > facts.gpus) missing.unhealthy.push(name);
     nodes.push(gpuNode(facts, device.device, held.get(name) ?? 0));
   }
-  return { nodes, refused, needs: needsOf(missing) };
+  return { nodes, refused, needs: [...needsOf(missing), ...needsOfRefused(refused)] };
 }
 
 const DRA_TEXT =
@@ -145,6 +146,23 @@ function needsOf(missing: Missing): Need[] {
   return needs;
 }
 
+/** Nodes named in one text. */
+const NAMED_MAX = 4;
+
+/** Nodes whose GPUs nobody can use as they are: one text for each reason, by name. */
+function needsOfRefused(refused: readonly RefusedNode[]): Need[] {
+  const needs: Need[] = [];
+  for (const [text, members] of Map.groupBy(refused, ({ text }) => text)) {
+    const nodes = members.map(({ name }) => name);
+    const code = members[0]?.code;
+    if (code === undefined || code === "no-labels") continue; // asked for above
+    const more = nodes.length > NAMED_MAX ? ` and ${nodes.length - NAMED_MAX} more` : "";
+    const named = nodes.slice(0, NAMED_MAX).join(", ");
+    needs.push({ code, nodes, text: `not used: ${nodes.length === 1 ? "node" : "nodes"} ${named}${more}: ${text}` });
+  }
+  return needs;
+}
+
 // ---- products ----
 
 /** Names that GPU feature discovery writes. PCIe and NVL boards of the same chip are slower and have no row. */
@@ -186,6 +204,8 @@ export type Selection = {
   product?: string | undefined;
   nodeSelector?: Readonly<Record<string, string>> | undefined;
   tolerations?: readonly Toleration[] | undefined;
+  /** Nodes that the model's volume reaches; undefined or empty: all. */
+  volume?: readonly NodeTerm[] | undefined;
 };
 
 /** Why pods of this wish may not go to the node; undefined where they may. */
@@ -193,6 +213,7 @@ export function whyNot(node: GpuNode, selection: Selection): string | undefined 
   if (node.closed !== undefined) return node.closed.text;
   if (!isProduct(node, selection.product)) return `its GPUs are ${node.device.product}`;
   if (!isSelected(node.labels, selection.nodeSelector ?? {})) return "the node selector does not match";
+  if (!isReachable(selection.volume ?? [], node)) return "the model's volume cannot be mounted there";
   const taint = refusingTaint(node.taints, [GPU_TOLERATION, ...(selection.tolerations ?? [])]);
   return taint === undefined ? undefined : `the taint ${taintText(taint)} is not tolerated`;
 }

@@ -2,16 +2,16 @@
 // mean in objects of the API server, and what those objects mean as workers; decides nothing about incarnations.
 //
 //   P1  a pod's incarnation is in its labels and never changes; one that is not the record's is never counted, only ended.
-//   P2  an incarnation is recorded as begun only while the ledger has a place for all of it; its pods are created after
-//       that, closed.
+//   P2  an incarnation is recorded as begun only while the ledger has a place for all of it, what stands beside its pods is
+//       there and the server would take one of them (dry run); its pods are created after that, closed.
 //   P3  gates open only when all pods of the incarnation exist and the ledger holds the reservation of the whole: one patch
 //       for each, refused where the pod is not the one that was looked at.
 //   P4  starting goes on by observing: a controller that dies at any line is followed by one that sees pods and record, and
 //       carries on or gives back. What fails for a moment is tried again at the next look and is said meanwhile.
 //   P5  what has never run when its bound is over (a place: T of the ledger; a start: PULL_MS) counts as ended.
 //   P6  an answer of any other pod is silence (worker-identity.ts).
+//   P7  a worker whose node is not Ready and that does not answer counts as ended at once; either alone is no death.
 import { isDeepStrictEqual } from "node:util";
-import { Phase } from "../../proto/gen/muster/v1/control.ts";
 import type { LoadRequest } from "../../proto/gen/muster/v1/worker.ts";
 import type { Inventory } from "../plan/hardware.ts";
 import {
@@ -19,17 +19,23 @@ import {
   type Cluster,
   type GroupRecord,
   type GroupSeen,
+  type StepsSeen,
   type WorkerName,
   type WorkerSeen,
   workerTitle,
 } from "../reconcile/cluster.ts";
+import { Alarm } from "./alarm.ts";
 import { isConflict, isTransient, type KubeApi, KubeError, type KubeObject, keyOf } from "./client.ts";
 import type { Clock } from "./clock.ts";
 import type { GangStores, Gangs, GroupWish, Place } from "./gang.ts";
 import { gangPod } from "./gang-pods.ts";
+import { type BesideStores, GroupBeside } from "./group-beside.ts";
+import { causeOfBeside, causeOfPlace, causeOfPods, causeOfTrouble } from "./group-cause.ts";
 import { groupOf, recordOf, withRecord } from "./group-record.ts";
-import { type OwnPod, PodStarter } from "./pod-starter.ts";
+import { blamedOf, NodeWatch } from "./node-watch.ts";
+import { type OwnPod, PodStarter, unbornWorker } from "./pod-starter.ts";
 import { type PodCause, podState } from "./pod-state.ts";
+import { isSuspicious } from "./reports-board.ts";
 import { replicaGroups } from "./resources.ts";
 import type { Delta, Store } from "./store.ts";
 import type { WorkerLinks } from "./worker-link.ts";
@@ -39,23 +45,26 @@ export type KubeClusterOptions = {
   /** `namespace/name` of the ReplicaGroup: what the reconciler calls its group. */
   group: string;
   api: KubeApi;
-  stores: GangStores;
+  stores: GangStores & BesideStores;
   gangs: Gangs;
   links: WorkerLinks;
   clock: Clock;
   /** What the pods say has changed: between two changes of what the reconciler says. */
   onCause?: (cause: PodCause) => void;
+  /** What the group's leader reports; undefined: nothing of this incarnation has been heard. */
+  stepsOf?: (incarnation: bigint) => StepsSeen | undefined;
 };
 
 /** After something failed that is no action's: the next look, if nothing changes before. */
 const AGAIN_MS = 1_000;
-const CAPACITY_CODES = ["capacity-short", "never-fits", "behind"];
 
 type Look = { object: KubeObject; record: GroupRecord; wish: GroupWish; own: OwnPod[]; others: OwnPod[] };
 
 export class KubeCluster implements Cluster {
   readonly #options: KubeClusterOptions;
   readonly #starter: PodStarter;
+  readonly #beside: GroupBeside;
+  readonly #nodes: NodeWatch;
   readonly #sight: WorkerSight;
   readonly #bells = new Set<() => void>();
   readonly #unsubscribe: (() => void)[];
@@ -67,7 +76,7 @@ export class KubeCluster implements Cluster {
   #begunHere = -1n;
   #uid: string | undefined;
   #isWaiting = true;
-  #ringsMs = Number.POSITIVE_INFINITY;
+  readonly #alarm: Alarm;
   /** `asked`: why it has not begun, while it asks; `seen`: why what has begun is not further. */
   #causes: { asked: PodCause | undefined; seen: PodCause | undefined } = { asked: undefined, seen: undefined };
 
@@ -82,6 +91,9 @@ export class KubeCluster implements Cluster {
       nowMs,
       onOpening: (pod, reservation) => options.gangs.opening(pod, reservation),
     });
+    this.#nodes = new NodeWatch(stores.nodes);
+    this.#beside = new GroupBeside({ api, stores, nowMs });
+    this.#alarm = new Alarm(clock, this.#closed.signal, () => this.ring());
     this.#sight = new WorkerSight(links, nowMs);
     const listen = (store: Store, isOurs: (object: KubeObject) => boolean) =>
       store.subscribe((delta: Delta) => {
@@ -90,7 +102,10 @@ export class KubeCluster implements Cluster {
     this.#unsubscribe = [
       listen(stores.groups, (object) => keyOf(object) === options.group),
       listen(stores.pods, (object) => this.#isWaiting || this.#isOwn(object)),
-      listen(stores.nodes, () => this.#isWaiting),
+      listen(stores.nodes, (node) => this.#isWaiting || this.#nodes.hasTurned(node)),
+      ...[stores.services, stores.budgets, stores.podGroups].flatMap((store) =>
+        store === undefined ? [] : listen(store, (object) => this.#isOwn(object)),
+      ),
     ];
   }
 
@@ -111,6 +126,10 @@ export class KubeCluster implements Cluster {
     // Again: what was created and opened meanwhile has been learnt.
     const { record, wish, own, others } = this.#look();
     const nowMs = this.#options.clock.nowMs();
+    const steps = record.begun ? this.#options.stepsOf?.(record.incarnation) : undefined;
+    this.#nodes.look(own);
+    const isSuspect = this.#nodes.isAnyLost || (steps !== undefined && isSuspicious(steps, nowMs));
+    if (this.#nodes.isAnyLost) this.#alarm.at(nowMs + AGAIN_MS);
     this.#sight.keep(new Set([...own, ...others].map(({ object: { metadata } }) => metadata.uid ?? "")));
     const looks = [...own, ...others].map(({ object: pod, pod: { incarnation, worker } }) => {
       const isCurrent = incarnation === record.incarnation;
@@ -121,6 +140,8 @@ export class KubeCluster implements Cluster {
         isCurrent,
         place: isCurrent ? place : undefined,
         nowMs,
+        nodeLost: this.#nodes.lostOf(pod),
+        isSuspect,
       };
     });
     // Those that have ended and are only to be swept away are not shown: nothing of them runs.
@@ -131,7 +152,7 @@ export class KubeCluster implements Cluster {
       !record.begun || (place !== undefined && place.kind !== "reserved") || own.length < wish.devices.length;
     this.#setCauses({ ...this.#causes, seen: this.#causeOf(own, record, place) });
     signal.throwIfAborted();
-    return { group, record, workers };
+    return { group, record, workers, steps, blamed: blamedOf(place, workers) };
   }
 
   async apply(action: Action, signal: AbortSignal): Promise<void> {
@@ -210,14 +231,14 @@ export class KubeCluster implements Cluster {
     const { group, gangs, clock } = this.#options;
     const { incarnation } = record;
     const older = others.filter(({ pod }) => pod.incarnation < incarnation);
-    if (!(await this.#starter.sweep(older, signal))) this.#againAt(clock.nowMs() + AGAIN_MS);
+    const isSwept = await this.#starter.sweep(older, signal);
+    const isTidy = await this.#beside.sweep(this.#uid ?? "", incarnation, signal);
+    if (!isSwept || !isTidy) this.#alarm.at(clock.nowMs() + AGAIN_MS);
     if (!record.begun) return undefined;
     let place = gangs.placeOf(group, incarnation, clock.nowMs());
-    if (place.kind === "released") {
-      gangs.blame(group, incarnation, place.blamed);
-      return place;
-    }
-    await this.#createWanted(look, signal);
+    if (place.kind === "released") return place;
+    if (await this.#beside.keep(wish.besideOf(look.object, incarnation), signal))
+      await this.#createWanted(look, signal);
     // Everything anew and in one moment: creating took time, and the place may be another's by now.
     const now = this.#look();
     if (now.record.incarnation !== incarnation || !now.record.begun) return undefined;
@@ -225,8 +246,8 @@ export class KubeCluster implements Cluster {
     const isWhole = wish.devices.every((_, worker) => now.own.some(({ pod }) => pod.worker === worker));
     const isOpened =
       place.kind === "reserved" && isWhole && (await this.#starter.open(now.own, place.reservation, signal));
-    if (!isOpened) this.#againAt(Math.min(gangs.wakeMs, clock.nowMs() + AGAIN_MS));
-    else this.#againAt(gangs.wakeMs);
+    if (!isOpened) this.#alarm.at(Math.min(gangs.wakeMs, clock.nowMs() + AGAIN_MS));
+    else this.#alarm.at(gangs.wakeMs);
     return place;
   }
 
@@ -247,61 +268,36 @@ export class KubeCluster implements Cluster {
     }
   }
 
-  /** A wake-up of our own; one is on its way at a time, the earliest. */
-  #againAt(atMs: number): void {
-    if (atMs >= this.#ringsMs || atMs === Number.POSITIVE_INFINITY) return;
-    this.#ringsMs = atMs;
-    const { clock } = this.#options;
-    void clock.sleep(this.#closed.signal, atMs).then(() => {
-      if (this.#ringsMs !== atMs) return;
-      this.#ringsMs = Number.POSITIVE_INFINITY;
-      this.ring();
-    });
-  }
-
   /** Workers that were started and have no pod yet (C2): waiting, or refused for good. */
   #unborn({ incarnation }: GroupRecord, place: Place | undefined, nowMs: number): WorkerSeen[] {
-    return [...this.#wanted].map((worker): WorkerSeen => {
-      const trouble = this.#starter.troubleOf(worker);
-      const name = { group: this.#options.group, incarnation, worker };
-      const detail =
-        place?.kind === "released" ? place.text : `its pod is not created: ${trouble?.text ?? "not tried yet"}`;
-      if (place?.kind === "released" || trouble?.isFinal) {
-        return { name, address: "", state: { kind: "exited", code: null, signal: null, detail } };
-      }
-      return {
-        name,
-        address: "",
-        state: { kind: "running", view: { kind: "silent", sinceMs: nowMs, detail, last: undefined } },
-      };
+    const { group } = this.#options;
+    return [...this.#wanted].map((worker) => {
+      const released = place?.kind === "released" ? place.text : undefined;
+      return unbornWorker({ group, incarnation, worker }, released, {
+        trouble: this.#starter.troubleOf(worker),
+        nowMs,
+      });
     });
   }
 
-  /** The first of what keeps it from running, in the order of the phases. */
-  #causeOf(own: readonly OwnPod[], record: GroupRecord, place: Place | undefined): PodCause | undefined {
-    if (!record.begun) return undefined;
-    for (const worker of this.#wanted) {
+  #causeOf(
+    own: readonly OwnPod[],
+    { begun, incarnation }: GroupRecord,
+    place: Place | undefined,
+  ): PodCause | undefined {
+    if (!begun) return undefined;
+    const troubles = [...this.#wanted].flatMap((worker) => {
       const trouble = this.#starter.troubleOf(worker);
-      if (trouble === undefined) continue;
-      const text = `the pod of worker ${worker} cannot be created: ${trouble.text}`;
-      return { phase: Phase.SCHEDULING, code: "pod-refused", text, sinceMs: trouble.sinceMs };
-    }
-    const pending = own.map(({ object }) => podState(object)).filter((state) => state.kind === "pending");
-    const unplaced = pending.find(({ isPlaced }) => !isPlaced);
-    if (unplaced !== undefined && place?.kind === "waiting" && place.code !== "binding")
-      return causeOfPlace(place, unplaced.cause.sinceMs);
-    return (unplaced ?? pending[0])?.cause ?? this.#muteOf(own);
-  }
-
-  /** Its container runs, its program does not answer yet. */
-  #muteOf(own: readonly OwnPod[]): PodCause | undefined {
-    for (const { object, pod } of own) {
-      const state = podState(object);
-      if (state.kind !== "running" || this.#sight.hasSpoken(object.metadata.uid ?? "")) continue;
-      const text = `pod ${pod.name} runs on ${pod.node} and does not answer yet`;
-      return { phase: Phase.PULLING, code: "mute", text, sinceMs: state.startedMs };
-    }
-    return undefined;
+      return trouble === undefined ? [] : { worker, trouble };
+    });
+    return causeOfPods({
+      own,
+      place,
+      troubles,
+      beside: this.#beside.trouble,
+      unscheduled: this.#beside.unscheduled(this.#uid ?? "", incarnation),
+      hasSpoken: (uid) => this.#sight.hasSpoken(uid),
+    });
   }
 
   #setCauses(causes: { asked: PodCause | undefined; seen: PodCause | undefined }): void {
@@ -322,14 +318,27 @@ export class KubeCluster implements Cluster {
       throw new Error(`record of ${group}: incarnation is ${stored.incarnation}, not ${replaces}`);
     if (record.begun && !stored.begun) {
       const { place, sinceMs } = gangs.ask(group, record.incarnation, clock.nowMs());
-      if (place.kind !== "reserved") {
-        this.#setCauses({ ...this.#causes, asked: causeOfPlace(place, sinceMs) });
-        throw new Error(place.text);
+      const isPlaced = place.kind === "reserved";
+      const cause = isPlaced ? await this.#prepare(record.incarnation, signal) : causeOfPlace(place, sinceMs);
+      if (cause !== undefined) {
+        // What is not a matter of places must not keep others from theirs.
+        if (isPlaced) gangs.withdraw(group);
+        this.#setCauses({ ...this.#causes, asked: cause });
+        throw new Error(cause.text);
       }
     } else gangs.withdraw(group);
     this.#setCauses({ ...this.#causes, asked: undefined });
     await this.#write(object, record, signal);
     if (record.begun && !stored.begun) this.#begunHere = record.incarnation;
+  }
+
+  /** All that can be done and tried before it begins, so that what the server refuses costs no incarnation. */
+  async #prepare(incarnation: bigint, signal: AbortSignal): Promise<PodCause | undefined> {
+    const { object, wish } = this.#look();
+    if (!(await this.#beside.keep(wish.besideOf(object, incarnation), signal)))
+      return causeOfBeside(this.#beside.trouble);
+    const trouble = await this.#starter.probe(object, wish, incarnation, signal);
+    return trouble === undefined ? undefined : causeOfTrouble({ worker: 0, trouble });
   }
 
   async #write(object: KubeObject, record: GroupRecord, signal: AbortSignal): Promise<void> {
@@ -387,9 +396,4 @@ export class KubeCluster implements Cluster {
     );
     if (found !== undefined) await this.#starter.end(found.object, graceMs, signal);
   }
-}
-
-function causeOfPlace(place: Exclude<Place, { kind: "reserved" }>, sinceMs: number): PodCause {
-  const phase = CAPACITY_CODES.includes(place.code) ? Phase.CAPACITY_SHORT : Phase.SCHEDULING;
-  return { phase, code: place.code, text: place.text, sinceMs };
 }

@@ -20,6 +20,8 @@ export const METRICS = {
   muster_leader_changes_total: "terms begun by this process",
   muster_status_writes_total: "status writes, by outcome",
   muster_status_pending: "status writes that wait",
+  muster_report_streams: "streams of leaders, gateways and inspect pods that are open, by kind",
+  muster_reports_refused_total: "streams of reports that were ended, by status code",
   muster_events_total: "events, by outcome: sent, aggregated, dropped",
 } as const;
 

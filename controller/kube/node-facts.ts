@@ -20,6 +20,8 @@ export type NodeFacts = {
   clique: string | undefined;
   zone: string | undefined;
   isCordoned: boolean;
+  /** Why whatever runs there is to go elsewhere, while it still runs: cordoned, or about to be taken away. */
+  leaving: string | undefined;
   /** Undefined where it is; else since what and why, as the condition says. */
   notReady: string | undefined;
   /** Why its GPUs are no whole devices. */
@@ -70,9 +72,20 @@ function read(node: KubeObject): NodeFacts {
     clique: labels[LABEL.clique] || undefined,
     zone: labels[LABEL.zone] || undefined,
     isCordoned: spec.unschedulable === true,
+    leaving: leavingOf(spec.unschedulable === true, taints),
     notReady: notReadyOf(status.conditions),
     split: splitOf(labels, fieldsOf(status.capacity), allocatable),
   };
+}
+
+/** Taints by which autoscalers say that they will take the node away. */
+const LEAVING_TAINTS: ReadonlySet<string> = new Set(["ToBeDeletedByClusterAutoscaler", "karpenter.sh/disrupted"]);
+
+/** kubectl drain cordons first. */
+function leavingOf(isCordoned: boolean, taints: readonly Taint[]): string | undefined {
+  if (isCordoned) return "is cordoned";
+  const taint = taints.find(({ key }) => LEAVING_TAINTS.has(key));
+  return taint === undefined ? undefined : `has the taint ${taint.key}`;
 }
 
 function notReadyOf(conditions: unknown): string | undefined {

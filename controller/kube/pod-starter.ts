@@ -1,6 +1,7 @@
 // Brings the pods of a begun incarnation into being and opens their gates; ends those of older ones that nobody else ends.
 // Idempotent: every call looks at the stores and does what is missing. What the server does not do now is said and tried again.
 
+import type { WorkerName, WorkerSeen } from "../reconcile/cluster.ts";
 import { patchSeen } from "./apply.ts";
 import {
   isAlreadyThere,
@@ -15,7 +16,7 @@ import { millisOf } from "./fields.ts";
 import type { GroupWish } from "./gang.ts";
 import type { GangPod, Reservation } from "./gang-pods.ts";
 import { nodeFacts } from "./node-facts.ts";
-import { openingOf } from "./pods.ts";
+import { END_SECONDS, openingOf } from "./pods.ts";
 import { pods as podResource } from "./resources.ts";
 import type { Store } from "./store.ts";
 
@@ -35,11 +36,15 @@ export type StarterOptions = {
 
 /** After a pod's grace on a node that does not report: its kubelet would have ended it by now, if it could. */
 const LOST_SLACK_MS = 5_000;
+/** Less is no drain: its streams are lost already, or there are none. */
+const DRAIN_MS_MIN = 2_000;
 
 export class PodStarter {
   readonly #options: StarterOptions;
   /** Worker -> why its pod is not there yet. */
   readonly #troubles = new Map<number, StartTrouble>();
+  /** Since when probes have been refused. */
+  #refusedSinceMs: number | undefined;
 
   constructor(options: StarterOptions) {
     this.#options = options;
@@ -55,6 +60,30 @@ export class PodStarter {
 
   reset(): void {
     this.#troubles.clear();
+  }
+
+  /**
+   * Whether the server would take the first pod of the incarnation now: pod security, quota, classes and limits of the
+   * namespace. Undefined where it would, or where it does not say: then creating will tell.
+   */
+  async probe(
+    group: KubeObject,
+    wish: GroupWish,
+    incarnation: bigint,
+    signal: AbortSignal,
+  ): Promise<StartTrouble | undefined> {
+    const { api, nowMs } = this.#options;
+    try {
+      await api.create(podResource, wish.podOf(group, incarnation, 0), signal, { dryRun: true });
+    } catch (error) {
+      if (!(error instanceof KubeError)) throw error;
+      if (isRefused(error)) {
+        this.#refusedSinceMs ??= nowMs();
+        return { text: error.message, isFinal: false, sinceMs: this.#refusedSinceMs };
+      }
+    }
+    this.#refusedSinceMs = undefined;
+    return undefined;
   }
 
   /** Creates the pod closed; answers whether it is there. A failure is kept for `troubleOf`. */
@@ -129,9 +158,13 @@ export class PodStarter {
     }
   }
 
-  /** Asks the server to end it; one that has gone already is no failure. */
+  /**
+   * Asks the server to end it; one that has gone already is no failure. `graceMs` is for its streams: the worker ends what is
+   * left then with its reason, and tidies up after that.
+   */
   async end({ metadata }: KubeObject, graceMs: number, signal: AbortSignal): Promise<void> {
-    const gracePeriodSeconds = Math.ceil(graceMs / 1000);
+    const tidySeconds = graceMs >= DRAIN_MS_MIN ? END_SECONDS : 0;
+    const gracePeriodSeconds = Math.ceil(graceMs / 1000) + tidySeconds;
     const preconditions = metadata.uid === undefined ? {} : { uid: metadata.uid };
     try {
       await this.#options.api.delete(
@@ -167,6 +200,19 @@ export class PodStarter {
     const node = this.#options.nodes.get(pod.node);
     return node === undefined || nodeFacts(node).notReady !== undefined;
   }
+}
+
+/** A worker without a pod, as the reconciler sees it. `released`: why its incarnation has lost its places. */
+export function unbornWorker(
+  name: WorkerName,
+  released: string | undefined,
+  { trouble, nowMs }: { trouble: StartTrouble | undefined; nowMs: number },
+): WorkerSeen {
+  const detail = released ?? `its pod is not created: ${trouble?.text ?? "not tried yet"}`;
+  if (released !== undefined || trouble?.isFinal)
+    return { name, address: "", state: { kind: "exited", code: null, signal: null, detail } };
+  const view = { kind: "silent", sinceMs: nowMs, detail, last: undefined } as const;
+  return { name, address: "", state: { kind: "running", view } };
 }
 
 /** A namespace's quota may have room later. */

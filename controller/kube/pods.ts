@@ -3,7 +3,7 @@
 //
 //   O1  a name is used once: group, incarnation and worker are in it, so a late pod of an older life is never taken for a new one.
 //   O2  service account, volumes, security context and GPU count are the template's and the plan's; no wish reaches them but by
-//       the two opt-ins, host cache and IPC_LOCK.
+//       the two opt-ins, host cache and IPC_LOCK, and by the source: its claim is mounted, its secret is the container's alone.
 //   O3  a pod is created closed (gang-pods.ts) and without node affinity: its seat comes with the patch that opens it.
 //
 // There is no liveness or readiness probe: a worker is judged by its reports, rank by rank, and a probe that fails would have
@@ -20,6 +20,7 @@ import { GANG_GATE, RESERVED_AT, type Reservation, SEATS, seatsText } from "./ga
 import type { Selection } from "./inventory.ts";
 import { GPU_TOLERATION, type Toleration } from "./placing.ts";
 import { GPU_RESOURCE } from "./pod-facts.ts";
+import { type PodSource, sourceEnv, sourceMounts, sourceVolumes } from "./pod-source.ts";
 
 /** What the installation says of every worker. */
 export type WorkerTemplate = {
@@ -34,11 +35,13 @@ export type WorkerTemplate = {
   /** Upper bound of what ranks share through memory; it counts as memory of the pod. */
   shmSize: string;
   resources: { requests: Quantities; limits: Quantities };
-  /** How long sequences may run on after SIGTERM. */
+  /** How long sequences may run on after SIGTERM, where the owner does not say (rollout.drainTimeout). */
   drainSeconds: number;
   tokenSeconds: number;
   /** Bundle of the installation's CA in every workload namespace; undefined before there is one. */
   caConfigMap: string | undefined;
+  /** host:port where it gets its certificate; undefined: it needs none, all is in clear. */
+  enrol?: string | undefined;
   userId: number;
 };
 
@@ -56,17 +59,23 @@ export type WorkerIdentity = {
   worker: number;
 };
 
-export type PodWishes = { gpu?: GpuWish | undefined; patch?: PodPatch | undefined; hasPodGroup?: boolean | undefined };
+export type PodWishes = {
+  gpu?: GpuWish | undefined;
+  patch?: PodPatch | undefined;
+  hasPodGroup?: boolean | undefined;
+  /** Where the plan's model lies. */
+  source?: PodSource | undefined;
+};
 
 /** Audience of the token that a worker shows to controller, gateway and peers. */
 export const TOKEN_AUDIENCE = "muster";
 const IDENTITY = "/var/run/muster";
 /** After the drain: closing files, links and the engine. */
-const END_SECONDS = 10;
+export const END_SECONDS = 10;
 /** Host names are at most this long. */
 const HOST_NAME_MAX = 63;
-/** What `muster worker` takes. A longer drain is the controller's: it asks the worker to drain and deletes the pod after it. */
-const DRAIN_SECONDS_MAX = 600;
+/** What `muster worker` takes: the longest drainTimeout. */
+const DRAIN_SECONDS_MAX = 86_400;
 
 export function podName({
   group,
@@ -148,25 +157,19 @@ export function workerPod(who: WorkerIdentity, template: WorkerTemplate, wishes:
       automountServiceAccountToken: false,
       enableServiceLinks: false,
       terminationGracePeriodSeconds: drainSecondsOf(template) + END_SECONDS,
-      securityContext: {
-        runAsNonRoot: true,
-        runAsUser: template.userId,
-        runAsGroup: template.userId,
-        fsGroup: template.userId,
-        fsGroupChangePolicy: "OnRootMismatch",
-        seccompProfile: { type: "RuntimeDefault" },
-      },
-      containers: [container(who, template, patch)],
-      volumes: volumes(template, patch),
+      securityContext: podSecurity(template),
+      containers: [container(who, template, wishes)],
+      volumes: [...volumes(template, patch), ...sourceVolumes(wishes.source)],
     },
   };
 }
 
-function container(who: WorkerIdentity, template: WorkerTemplate, patch: PodPatch | undefined): unknown {
+function container(who: WorkerIdentity, template: WorkerTemplate, { patch, source }: PodWishes): unknown {
   const { port, listenHost = "0.0.0.0" } = template;
   const flags = { listen: `${listenHost}:${port}`, incarnation: who.incarnation, worker: who.worker };
   const more = { "comm-host": "$(MUSTER_POD_IP)", "drain-seconds": drainSecondsOf(template) };
-  const args = Object.entries({ ...flags, ...more }).flatMap(([flag, value]) => [`--${flag}`, String(value)]);
+  const trust = template.enrol === undefined ? {} : { identity: IDENTITY, enrol: template.enrol };
+  const args = Object.entries({ ...flags, ...more, ...trust }).flatMap(([flag, value]) => [`--${flag}`, String(value)]);
   return {
     name: "worker",
     image: template.image,
@@ -180,6 +183,7 @@ function container(who: WorkerIdentity, template: WorkerTemplate, patch: PodPatc
       { name: "MUSTER_NODE_NAME", valueFrom: { fieldRef: { fieldPath: "spec.nodeName" } } },
       { name: "MUSTER_CACHE", value: patch?.hostCache?.path ?? HOST_CACHE },
       ...(patch?.env ?? []).map(({ name, value }) => ({ name, value })),
+      ...sourceEnv(source), // after the patch: of two of one name the last counts
     ],
     ports: [{ name: "grpc", containerPort: port, protocol: "TCP" }],
     resources: resources(who, template, patch),
@@ -193,8 +197,21 @@ function container(who: WorkerIdentity, template: WorkerTemplate, patch: PodPatc
       { name: "identity", mountPath: IDENTITY, readOnly: true },
       { name: "cache", mountPath: patch?.hostCache?.path ?? HOST_CACHE },
       { name: "tmp", mountPath: "/tmp" },
+      ...sourceMounts(source),
     ],
     terminationMessagePolicy: "FallbackToLogsOnError",
+  };
+}
+
+/** What pod security "restricted" asks of a pod. */
+export function podSecurity({ userId }: WorkerTemplate): unknown {
+  return {
+    runAsNonRoot: true,
+    runAsUser: userId,
+    runAsGroup: userId,
+    fsGroup: userId,
+    fsGroupChangePolicy: "OnRootMismatch",
+    seccompProfile: { type: "RuntimeDefault" },
   };
 }
 

@@ -255,8 +255,13 @@ function place(candidate: Candidate, space: Space, { nowMs, limits, wakes }: Mom
   const open = space.openTo(wish.selection);
   const hasFailed = Object.values(wish.failedOn).some((times) => times >= limits.nodeFailuresMax);
   const trusted = hasFailed ? open.filter(({ name }) => (wish.failedOn[name] ?? 0) < limits.nodeFailuresMax) : open;
-  // Nodes that failed it are avoided while the others could ever hold it; with nothing else they are better than nothing.
-  const isEnough = !hasFailed || findRooms(devices, whole(trusted), within) !== undefined;
+  const keepUntilMs = wish.sinceMs + limits.keepMs;
+  // Nodes that failed it are avoided while the others have room, or could have it and are worth waiting for; with nothing else
+  // they are better than nothing.
+  const isEnough =
+    !hasFailed ||
+    findRooms(devices, trusted, within) !== undefined ||
+    (nowMs < keepUntilMs && findRooms(devices, whole(trusted), within) !== undefined);
   const rooms = isEnough ? trusted : open;
   const names = findRooms(devices, rooms, within);
   if (names !== undefined) {
@@ -266,7 +271,6 @@ function place(candidate: Candidate, space: Space, { nowMs, limits, wakes }: Mom
   }
   const unkept = rooms.map((room) => ({ ...room, free: room.unkept }));
   const isBehind = findRooms(devices, unkept, within) !== undefined;
-  const keepUntilMs = wish.sinceMs + limits.keepMs;
   const target = waitFor(devices, rooms, within);
   const explain = (why: string): string => waitingText(wish, why, { all: space.nodes, rooms: unkept });
   if (target.size === 0) return wait("never-fits", explain("no set of nodes could hold it"));

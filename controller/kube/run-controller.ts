@@ -3,18 +3,24 @@
 //
 //   T1  every write of a term goes through its fence; a term begins with fresh lists, so nothing decided in another is acted on.
 //   T2  a part that breaks ends the term: half a controller is worse than another one's turn.
-import { apiVersionOf, type KubeApi, KubeError, type Resource } from "./client.ts";
+import { apiVersionOf, type KubeApi, KubeError, type KubeObject, type Resource, type Selection } from "./client.ts";
 import type { Clock } from "./clock.ts";
 import { ClusterView } from "./cluster-view.ts";
 import { Deployments, type DeploymentsOptions } from "./deployments.ts";
 import { EventRecorder } from "./events.ts";
 import { FencedApi } from "./fenced-api.ts";
+import { BESIDE_LABELS, type BesideStores } from "./group-beside.ts";
+import type { InspectTarget } from "./inspect-pod.ts";
+import { Inspections, type InspectionsDoor } from "./inspections.ts";
+import { keptPod } from "./kept-pod.ts";
 import { LeaderElector, type LeaseTimes, type Term } from "./lease.ts";
 import type { KubeMetrics } from "./metrics.ts";
 import type { Planner } from "./plan-desk.ts";
+import type { WorkerTemplate } from "./pods.ts";
 import { backoffMs } from "./rate-limit.ts";
 import { Reflector } from "./reflector.ts";
 import * as kinds from "./resources.ts";
+import { SourceLooks } from "./source-looks.ts";
 import { Store } from "./store.ts";
 
 export type Stores = {
@@ -26,17 +32,24 @@ export type Stores = {
   pods: Store;
   /** Undefined where the server has no ResourceSlices. */
   slices: Store | undefined;
-};
+} & BesideStores;
 
 /** What the parts of one term work with. */
-export type Lead = { api: KubeApi; stores: Stores; view: ClusterView; term: Term; events: EventRecorder };
+export type Lead = {
+  api: KubeApi;
+  stores: Stores;
+  view: ClusterView;
+  term: Term;
+  events: EventRecorder;
+  looks: SourceLooks;
+};
 
 /** Runs until the term's signal aborts. */
 export type Part = (lead: Lead) => Promise<void>;
 
 export type ControllerOptions = Pick<
   DeploymentsOptions,
-  "workerImage" | "loadOf" | "onBecause" | "onFailure" | "limits"
+  "workerImage" | "loadOf" | "onWaiting" | "onBecause" | "onFailure" | "limits"
 > & {
   api: KubeApi;
   clock: Clock;
@@ -47,6 +60,8 @@ export type ControllerOptions = Pick<
   lease: { namespace: string; name: string; times?: LeaseTimes };
   /** Of this process and no other, ever. */
   identity: string;
+  /** Sends pods to sources that only they can reach, and takes in what they find; undefined: such sources are refused. */
+  inspect?: { door: InspectionsDoor; template: WorkerTemplate; target: InspectTarget } | undefined;
   /** Beside the owners: groups, their workers, reports. */
   parts?: readonly Part[];
   onLead?: (isLeading: boolean) => void;
@@ -76,26 +91,36 @@ async function leadOnce(options: ControllerOptions, term: Term): Promise<void> {
   const api = new FencedApi(options.api, term);
   const ended = new AbortController();
   const signal = AbortSignal.any([term.signal, ended.signal]);
-  const hasSlices = await untilAnswered(options, signal, () => options.api.serves(kinds.resourceSlices, signal));
-  if (hasSlices === undefined) return;
-  const stores = storesOf(hasSlices);
+  const served = await untilAnswered(options, signal, async () => ({
+    slices: await options.api.serves(kinds.resourceSlices, signal),
+    podGroups: await options.api.serves(kinds.podGroups, signal),
+  }));
+  if (served === undefined) return;
+  const stores = storesOf(served);
   const { nodes, pods, slices } = stores;
   const view = new ClusterView({ nodes, pods, ...(slices ? { slices } : {}) }, () => clock.nowMs());
   const meters = metrics === undefined ? {} : { metrics };
   const events = new EventRecorder({ api, clock, random, controller: CONTROLLER, instance: identity, ...meters });
-  const lead: Lead = { api, stores, view, term: { ...termOf(term), signal }, events };
-  const deployments = new Deployments({ ...options, api, stores, view, events, ...meters });
+  const onChange = (owner: KubeObject) => looks.changed(owner);
+  const inspections =
+    options.inspect && new Inspections({ ...options.inspect, api, pods, clock, random, onChange }, signal);
+  const looks = new SourceLooks({ api, nodes, clock, inspections }, signal);
+  const lead: Lead = { api, stores, view, term: { ...termOf(term), signal }, events, looks };
+  const deployments = new Deployments({ ...options, api, stores, view, events, looks, ...meters });
   const parts = [
     ...reflectors(options, api, stores).map((reflector) => reflector.run(signal)),
     events.run(signal),
     deployments.run(signal),
     ...(options.parts ?? []).map((part) => part(lead)),
   ];
+  if (inspections !== undefined) options.inspect?.door.open(inspections);
   try {
     await Promise.race([Promise.all(parts), broken(parts)]);
   } finally {
+    options.inspect?.door.close();
     ended.abort();
     await Promise.allSettled(parts);
+    await inspections?.idle();
   }
 }
 
@@ -132,15 +157,18 @@ async function broken(parts: readonly Promise<void>[]): Promise<never> {
   return promise;
 }
 
-function storesOf(hasSlices: boolean): Stores {
+function storesOf(has: { slices: boolean; podGroups: boolean }): Stores {
   return {
     deployments: new Store(),
     pools: new Store(),
     plans: new Store(),
     groups: new Store(),
     nodes: new Store(),
-    pods: new Store(),
-    slices: hasSlices ? new Store() : undefined,
+    pods: new Store({ keep: keptPod }),
+    slices: has.slices ? new Store() : undefined,
+    services: new Store(),
+    budgets: new Store(),
+    podGroups: has.podGroups ? new Store() : undefined,
   };
 }
 
@@ -150,7 +178,8 @@ function reflectors(
   stores: Stores,
 ): Reflector[] {
   const own = namespace === undefined ? {} : { namespace };
-  const made = (resource: Resource, store: Store, selection: { namespace?: string } = {}): Reflector =>
+  const beside = { ...own, labelSelector: BESIDE_LABELS };
+  const made = (resource: Resource, store: Store, selection: Selection = {}): Reflector =>
     new Reflector({ api, resource, store, clock, random, ...selection, ...(metrics === undefined ? {} : { metrics }) });
   return [
     made(kinds.modelDeployments, stores.deployments, own),
@@ -160,6 +189,9 @@ function reflectors(
     made(kinds.nodes, stores.nodes),
     made(kinds.pods, stores.pods),
     ...(stores.slices === undefined ? [] : [made(kinds.resourceSlices, stores.slices)]),
+    made(kinds.services, stores.services, beside),
+    made(kinds.podDisruptionBudgets, stores.budgets, beside),
+    ...(stores.podGroups === undefined ? [] : [made(kinds.podGroups, stores.podGroups, beside)]),
   ];
 }
 

@@ -6,6 +6,7 @@
 //   S3  a status is a replacement that names the version it was decided on: where somebody has written since it is dropped,
 //       and `onConflict` asks for another look. An ex-leader overwrites nothing.
 //   S4  headlines go before numbers, older before newer.
+//   S5  a status that holds no more when its turn comes is dropped: what made it untrue has another look, which offers anew.
 
 import { isDeepStrictEqual } from "node:util";
 import {
@@ -37,6 +38,8 @@ export type StatusWriterOptions = {
   random: () => number;
   /** What of a status people wait for: two statuses with the same headline differ in numbers only. */
   headlineOf: (status: unknown) => string;
+  /** Asked right before a status is sent (S5). Default: it does. */
+  holds?: (object: KubeObject, status: unknown) => boolean;
   /** The object as the server has it now; to be learned by the store, so that the next look is not a conflict. */
   onWritten: (object: KubeObject) => void;
   /** Decided on an old state: look again. */
@@ -134,8 +137,12 @@ export class StatusWriter {
     const wanted = this.#wanted.get(key);
     if (wanted === undefined) return;
     this.#wanted.delete(key);
-    const { api, resource, clock, onWritten, onConflict, onRefused, metrics } = this.#options;
+    const { api, resource, clock, onWritten, onConflict, onRefused, metrics, holds } = this.#options;
     const { object, status } = wanted;
+    if (holds?.(object, status) === false) {
+      metrics?.count("muster_status_writes_total", { outcome: "dropped" });
+      return;
+    }
     // Anew, so that the oldest stands first.
     this.#writtenMs.delete(key);
     this.#writtenMs.set(key, clock.nowMs());

@@ -3,13 +3,8 @@
 //
 //   N1  one connection for each pod (by UID): an address that another pod has got since is another connection.
 //   N2  a call ends within its bound; a worker that does not answer is a value, not an exception.
-import {
-  type ChannelCredentials,
-  type ClientReadableStream,
-  credentials,
-  Metadata,
-  type ServiceError,
-} from "@grpc/grpc-js";
+//   N3  a connection is opened to a worker of that pod, namespace and group, and to nobody else (Trust).
+import { type ClientReadableStream, Metadata, type ServiceError } from "@grpc/grpc-js";
 import {
   type LoadProgress,
   type LoadRequest,
@@ -17,6 +12,7 @@ import {
   type WorkerDescription,
 } from "../../proto/gen/muster/v1/worker.ts";
 import { channelOptions, POD_UID_HEADER } from "../../proto/grpc.ts";
+import { noTrust, type Trust } from "../../proto/trust.ts";
 import type { WorkerName } from "../reconcile/cluster.ts";
 
 export const DESCRIBE_TIMEOUT_MS = 2_000;
@@ -30,8 +26,8 @@ export type DescribeAnswer =
   { kind: "answered"; uid: string | undefined; description: WorkerDescription } | { kind: "silent"; detail: string };
 
 export interface WorkerLinks {
-  /** Never rejects. */
-  describe(target: WorkerTarget, signal: AbortSignal): Promise<DescribeAnswer>;
+  /** Never rejects. `boundMs`: by default DESCRIBE_TIMEOUT_MS. */
+  describe(target: WorkerTarget, signal: AbortSignal, boundMs?: number): Promise<DescribeAnswer>;
   /** Resolves when the worker has taken it; rejects where it has not. A Load that is under way is not begun again. */
   load(target: WorkerTarget, request: LoadRequest, signal: AbortSignal): Promise<void>;
   /** Ends what goes to the pod. */
@@ -41,7 +37,8 @@ export interface WorkerLinks {
 type Link = { client: WorkerClient; address: string; load: ClientReadableStream<LoadProgress> | undefined };
 
 export type GrpcLinksOptions = {
-  credentials?: ChannelCredentials;
+  /** Default: none, in clear. */
+  trust?: Trust | undefined;
   /** A worker has said something about its Load. */
   onNews: (name: WorkerName) => void;
 };
@@ -54,14 +51,14 @@ export class GrpcWorkerLinks implements WorkerLinks {
     this.#options = options;
   }
 
-  describe(target: WorkerTarget, signal: AbortSignal): Promise<DescribeAnswer> {
+  describe(target: WorkerTarget, signal: AbortSignal, boundMs = DESCRIBE_TIMEOUT_MS): Promise<DescribeAnswer> {
     const { client } = this.#link(target);
     return new Promise((done) => {
       let uid: string | undefined;
       const call = client.describe(
         { incarnation: target.name.incarnation },
         metadataOf(target),
-        { deadline: Date.now() + DESCRIBE_TIMEOUT_MS },
+        { deadline: Date.now() + boundMs },
         (error: ServiceError | null, description: WorkerDescription) => {
           signal.removeEventListener("abort", cancel);
           if (error) done({ kind: "silent", detail: error.details });
@@ -119,12 +116,14 @@ export class GrpcWorkerLinks implements WorkerLinks {
     for (const uid of [...this.#links.keys()]) this.forget(uid);
   }
 
-  #link({ uid, address }: WorkerTarget): Link {
+  #link({ uid, address, name }: WorkerTarget): Link {
     const known = this.#links.get(uid);
     if (known?.address === address) return known;
     this.forget(uid);
-    const trust = this.#options.credentials ?? credentials.createInsecure();
-    const link: Link = { client: new WorkerClient(address, trust, channelOptions), address, load: undefined };
+    const { trust = noTrust } = this.#options;
+    const [namespace, group] = name.group.split("/");
+    const credentials = trust.channel({ role: "worker", podUid: uid, namespace, group });
+    const link: Link = { client: new WorkerClient(address, credentials, channelOptions), address, load: undefined };
     this.#links.set(uid, link);
     return link;
   }

@@ -11,6 +11,8 @@ import type { WorkerLinks, WorkerTarget } from "./worker-link.ts";
 
 /** Hundreds of gigabytes of image layers and a slow registry; beyond it somebody has to look. */
 export const PULL_MS = 1_800_000;
+/** For an answer of a worker that may be the one that holds up its group: the verdict must not wait for it. */
+const SUSPECT_TIMEOUT_MS = 1_000;
 
 type Memory = { sinceMs: number; last: WorkerDescription | undefined };
 
@@ -23,6 +25,10 @@ export type Look = {
   /** Of its incarnation. */
   place: Place | undefined;
   nowMs: number;
+  /** Why the pod's node does not report; undefined where it does. */
+  nodeLost: string | undefined;
+  /** Whether the group stands still or its leader's reports have broken off: whoever does not answer soon is not waited for. */
+  isSuspect: boolean;
 };
 
 export class WorkerSight {
@@ -39,20 +45,22 @@ export class WorkerSight {
   async see(look: Look, signal: AbortSignal): Promise<WorkerSeen> {
     const { name, pod, port, isCurrent, nowMs } = look;
     const state = podState(pod);
+    const node = podFacts(pod).node || undefined;
     if (state.kind === "ended") {
       const { code, signal: by, detail } = state;
-      return { name, address: "", state: { kind: "exited", code, signal: by, detail } };
+      return { name, node, address: "", state: { kind: "exited", code, signal: by, detail } };
     }
     if (state.kind === "running") {
       const target: WorkerTarget = { name, uid: podFacts(pod).uid, address: targetOf(state.address, port) };
-      const view = isCurrent ? await this.#ask(target, signal) : silent(nowMs, "it is of another incarnation");
-      return { name, address: target.address, state: { kind: "running", view } };
+      const view = isCurrent ? await this.#ask(target, look, signal) : silent(nowMs, "it is of another incarnation");
+      const gone = isCurrent ? whyGone(look, view) : undefined;
+      if (gone !== undefined) return { name, node, address: target.address, state: exited(gone) };
+      return { name, node, address: target.address, state: { kind: "running", view } };
     }
     const over = isCurrent ? whyOver(look) : undefined;
-    if (over !== undefined)
-      return { name, address: "", state: { kind: "exited", code: null, signal: null, detail: over } };
+    if (over !== undefined) return { name, node, address: "", state: exited(over) };
     // Not a worker's silence: it is bounded by T and PULL_MS, not by the reconciler.
-    return { name, address: "", state: { kind: "running", view: silent(nowMs, state.cause.text) } };
+    return { name, node, address: "", state: { kind: "running", view: silent(nowMs, state.cause.text) } };
   }
 
   /** Undefined where it cannot be asked. */
@@ -76,10 +84,11 @@ export class WorkerSight {
     }
   }
 
-  async #ask(target: WorkerTarget, signal: AbortSignal): Promise<WorkerView> {
+  async #ask(target: WorkerTarget, { isSuspect }: Look, signal: AbortSignal): Promise<WorkerView> {
     const before = this.#memories.get(target.uid) ?? { sinceMs: this.#nowMs(), last: undefined };
     this.#memories.set(target.uid, before);
-    const answer = identify(target, await this.#links.describe(target, signal));
+    const boundMs = isSuspect ? SUSPECT_TIMEOUT_MS : undefined;
+    const answer = identify(target, await this.#links.describe(target, signal, boundMs));
     if (answer.kind === "refused")
       return { kind: "silent", sinceMs: before.sinceMs, detail: answer.detail, last: before.last };
     const { description } = answer;
@@ -89,6 +98,14 @@ export class WorkerSight {
 }
 
 const silent = (sinceMs: number, detail: string): WorkerView => ({ kind: "silent", sinceMs, detail, last: undefined });
+
+const exited = (detail: string): WorkerSeen["state"] => ({ kind: "exited", code: null, signal: null, detail });
+
+/** P7. */
+function whyGone({ pod, nodeLost }: Look, view: WorkerView): string | undefined {
+  if (nodeLost === undefined || view.kind !== "silent") return undefined;
+  return `node ${podFacts(pod).node} does not report (${nodeLost}) and neither does the worker on it (${view.detail})`;
+}
 
 /** Why a pod that has never run counts as ended (P5). */
 function whyOver({ pod, place, nowMs }: Look): string | undefined {

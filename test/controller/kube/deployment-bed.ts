@@ -9,7 +9,7 @@ import { draftPools, modelDeployments, nodes, replicaGroups, shardPlans } from "
 import { type ControllerOptions, runController } from "../../../controller/kube/run-controller.ts";
 import { answerFor } from "../../../controller/reconcile/deployment/planning.ts";
 import { surgeMax } from "../../../controller/reconcile/deployment/rollout.ts";
-import { TokenizerSpec } from "../../../proto/gen/muster/v1/plan.ts";
+import { type ModelSpec, TokenizerSpec } from "../../../proto/gen/muster/v1/plan.ts";
 import { SimApiServer } from "../../sim/api-server.ts";
 import { randomOf } from "../../sim/random.ts";
 import { VirtualClock } from "../../sim/virtual-clock.ts";
@@ -48,6 +48,9 @@ const MODELS = new Map(
     spec,
   ]),
 );
+
+/** What `planner` plans, by source. */
+export const modelAt = (source: string): ModelSpec | undefined => MODELS.get(source);
 
 const answers = new Map<string, ReturnType<typeof answerFor>>();
 
@@ -93,7 +96,8 @@ function gpuNode(name: string, gpus: number): KubeObject {
   };
 }
 
-function admit(object: KubeObject, before: KubeObject | undefined, resource: Resource): void {
+/** What the rules of our kinds refuse. */
+export function admit(object: KubeObject, before: KubeObject | undefined, resource: Resource): void {
   const refuse = (field: string, detail: string) =>
     new KubeError(422, "Invalid", `${resource.kind}: ${field}: ${detail}`);
   const parsed =
@@ -187,6 +191,12 @@ export class Bed {
 
   of(resource: Resource, name: string): KubeObject | undefined {
     return this.server.objects(resource).find(({ metadata }) => metadata.name === name);
+  }
+
+  /** What `kubectl cordon` and `uncordon` do. */
+  async cordon(name: string, isCordoned = true): Promise<void> {
+    const change = { spec: { unschedulable: isCordoned } };
+    await this.server.patch(nodes, name, undefined, change, { type: "merge" }, never);
   }
 
   async edit(name: string, spec: Record<string, unknown>): Promise<void> {

@@ -49,6 +49,7 @@ async function schedule(seed: number): Promise<{ bed: Bed; log: string }> {
     await bed.time.runFor(random() * 15_000);
     const dice = random();
     if (dice < 0.7) await bed.edit("chat", spec());
+    else if (dice < 0.75) await bed.cordon("gpu-0", random() < 0.7);
     else if (dice < 0.8) bed.server.compact();
     else if (dice < 0.9) bed.server.dropWatches();
     else {
@@ -59,6 +60,7 @@ async function schedule(seed: number): Promise<{ bed: Bed; log: string }> {
   }
   // A surge that finds no room waits for ever, by design: the last word is one that can be had.
   await bed.edit("chat", { ...spec(), replicas: 1, rollout: { kind: "inPlace", drainTimeout: "20s" } });
+  await bed.cordon("gpu-0", false);
   await bed.time.runUntil(Math.max(bed.time.nowMs(), calmMs));
   await converged(bed);
   await bed.time.runFor(45_000);

@@ -126,6 +126,49 @@ describe("one owner", () => {
     expect(bed.broken).toEqual([]);
   });
 
+  test("a cordoned node: another group serves before its own drains; it is said, and nothing is left there", async () => {
+    const { bed } = await serving({ replicas: 2 }, { nodes: 3, gpus: 4 });
+    const nodesOf = () => bed.groups.flatMap(({ status }) => status?.placement?.map(({ node }) => node) ?? []);
+    const [left = ""] = nodesOf();
+    await bed.cordon(left);
+    await bed.time.runTill(() => statusOf(bed).cause?.code === "node-leaving", "it is said");
+    expect(statusOf(bed).cause?.message).toMatch(
+      new RegExp(`^node ${left} is cordoned: (another replica|chat-\\w+-2) comes in place of chat-\\w+-0`),
+    );
+    await bed.time.runTill(() => bed.groups.length === 2 && !nodesOf().includes(left), "the node is free");
+    await converged(bed);
+    await bed.time.runFor(5_000);
+    expect(statusOf(bed)).toMatchObject({ phase: "Serving", cause: { code: "serving" }, ready: "8/8" });
+    expect(reasonsOf(bed).filter((reason) => reason === "Serving").length).toBeGreaterThan(0);
+    expect(bed.broken).toEqual([]);
+  });
+
+  test("a cordoned node without another place: its group stays, what is missing is said, room or uncordon mends it", async () => {
+    const { bed } = await serving({ replicas: 1, rollout: { kind: "inPlace" } }, { nodes: 1, gpus: 4 });
+    await bed.cordon("gpu-0");
+    await bed.time.runTill(() => statusOf(bed).phase === "Degraded", "it is said");
+    const { cause, readyReplicas, conditions } = statusOf(bed);
+    expect(cause?.code).toBe("no-replacement");
+    expect(cause?.message).toMatch(
+      /^node gpu-0 is cordoned and another replica needs 4 more GPUs: chat-\w+-0 serves there/,
+    );
+    expect(readyReplicas).toBe(1);
+    expect(conditions?.find(({ type }) => type === "Degraded")).toMatchObject({ reason: "NoReplacement" });
+    await bed.cordon("gpu-0", false);
+    await bed.time.runTill(() => statusOf(bed).phase === "Serving", "it is open again");
+    expect(groupNames(bed)).toHaveLength(1);
+    await bed.cordon("gpu-0");
+    await bed.time.runTill(() => statusOf(bed).phase === "Degraded", "it is said again");
+    await bed.addNode("gpu-9", 4);
+    await bed.time.runTill(
+      () => bed.groups.every(({ status }) => status?.placement?.[0]?.node === "gpu-9"),
+      "all is on the new node",
+      HOUR_MS,
+    );
+    await converged(bed);
+    expect(bed.broken).toEqual([]);
+  });
+
   test("what cannot be is Infeasible with reason and remedy; what serves goes on; nodes that come mend it", async () => {
     const { bed } = await serving({ replicas: 1 }, { nodes: 1, gpus: 4 });
     const before = groupNames(bed);

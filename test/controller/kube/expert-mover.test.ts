@@ -7,8 +7,9 @@ import { readModel } from "../../../controller/model/model.ts";
 import { parseInventory } from "../../../controller/plan/hardware.ts";
 import { planShards } from "../../../controller/plan/plan.ts";
 import { wishesOf } from "../../../controller/plan/wishes.ts";
+import type { ExpertLoadResponse } from "../../../proto/gen/muster/v1/experts.ts";
 import type { ExpertMap, ShardPlan } from "../../../proto/gen/muster/v1/plan.ts";
-import type { ExpertLoadResponse, StageExpertsRequest } from "../../../proto/gen/muster/v1/worker.ts";
+import type { StageExpertsRequest } from "../../../proto/gen/muster/v1/worker.ts";
 import { VirtualClock } from "../../sim/virtual-clock.ts";
 
 const LOOK_MS = 60_000;

@@ -5,7 +5,7 @@ import { Gangs } from "../../../controller/kube/gang.ts";
 import { GANG_GATE } from "../../../controller/kube/gang-pods.ts";
 import { Store } from "../../../controller/kube/store.ts";
 import { Phase } from "../../../controller/reconcile/status.ts";
-import type { FaultPlan } from "../../sim/faults.ts";
+import { calm, type FaultPlan } from "../../sim/faults.ts";
 import { Bed, WHOLE_MS } from "./group-bed.ts";
 import { node } from "./objects.ts";
 
@@ -95,7 +95,10 @@ suite("Q3: a patch without an answer", () => {
   test("keeps its seats from everybody else until the pod is seen again", () => {
     const stores = { groups: new Store(), pods: new Store(), nodes: new Store(), slices: undefined };
     const wish = { devices: [1, 1], priority: 0, selection: {}, within: "any", port: 1 } as const;
-    const gangs = new Gangs({ stores, wishOf: () => ({ ...wish, podOf: () => closed("never", 0, "1") }) });
+    const gangs = new Gangs({
+      stores,
+      wishOf: () => ({ ...wish, podOf: () => closed("never", 0, "1"), besideOf: () => [] }),
+    });
     stores.nodes.replace([node("n1", { gpus: 1 }), node("n2", { gpus: 1 })], "1");
     stores.groups.replace([group("a", 1, true, "2")], "2");
     const first = closed("a", 0, "3");
@@ -117,6 +120,7 @@ suite("schedules", () => {
   const FAULTS_MS = 45_000;
 
   const storm = (untilMs: number): FaultPlan => ({
+    ...calm,
     untilMs,
     latencyMs: [1, 30],
     refuse: 0.06,

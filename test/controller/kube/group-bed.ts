@@ -7,6 +7,7 @@ import { FencedApi } from "../../../controller/kube/fenced-api.ts";
 import { fieldsOf } from "../../../controller/kube/fields.ts";
 import { Gangs } from "../../../controller/kube/gang.ts";
 import { gangKey, gangPod } from "../../../controller/kube/gang-pods.ts";
+import { besideOf } from "../../../controller/kube/group-objects.ts";
 import { groupOf, recordOf } from "../../../controller/kube/group-record.ts";
 import { KubeCluster } from "../../../controller/kube/kube-cluster.ts";
 import { nodeFacts } from "../../../controller/kube/node-facts.ts";
@@ -14,7 +15,14 @@ import { refineStatus } from "../../../controller/kube/pod-state.ts";
 import { devicesOf, type WorkerTemplate, workerPod } from "../../../controller/kube/pods.ts";
 import { Reflector } from "../../../controller/kube/reflector.ts";
 import { gangLimits } from "../../../controller/kube/reservations.ts";
-import { nodes, pods, replicaGroups } from "../../../controller/kube/resources.ts";
+import {
+  nodes,
+  podDisruptionBudgets,
+  podGroups,
+  pods,
+  replicaGroups,
+  services,
+} from "../../../controller/kube/resources.ts";
 import { Store } from "../../../controller/kube/store.ts";
 import type { GroupRecord } from "../../../controller/reconcile/cluster.ts";
 import { defaultLimits } from "../../../controller/reconcile/limits.ts";
@@ -34,6 +42,8 @@ import { node, pod } from "./objects.ts";
 export const NS = "serving";
 /** T of these tests. */
 export const WHOLE_MS = 20_000;
+/** Of these tests: nodes that failed a group are avoided for so long. */
+const KEEP_MS = 100_000;
 const never = new AbortController().signal;
 
 const TEMPLATE: WorkerTemplate = {
@@ -62,6 +72,8 @@ export type BedOptions = {
   slackMs?: number;
   /** Why the server refuses an object; see SimApiServer. */
   admit?: SimApiOptions["admit"];
+  /** Whether the server has PodGroups. */
+  hasPodGroups?: boolean;
 };
 
 const goals = new Map<number, Goal>();
@@ -126,6 +138,10 @@ export class Bed {
     const group = { apiVersion: "muster.dev/v1alpha1", kind: "ReplicaGroup", metadata: { name, namespace: NS }, spec };
     await this.server.create(replicaGroups, group, never);
     this.#goals.set(name, goalOf(workers));
+  }
+
+  get hasPodGroups(): boolean {
+    return this.#options.hasPodGroups ?? false;
   }
 
   get groups(): readonly string[] {
@@ -280,10 +296,19 @@ export class Life {
     const { time, sim, random } = bed;
     const fenced = new FencedApi(bed.api, { isHeld: () => !this.stop.signal.aborted });
     const api = new MortalApi(fenced, { crash, writes: bed.writes, die: () => this.stop.abort() });
-    const stores = { groups: new Store(), pods: new Store(), nodes: new Store(), slices: undefined };
+    const stores = {
+      groups: new Store(),
+      pods: new Store(),
+      nodes: new Store(),
+      slices: undefined,
+      services: new Store(),
+      budgets: new Store(),
+      podGroups: bed.hasPodGroups ? new Store() : undefined,
+    };
+    const hasPodGroup = bed.hasPodGroups;
     const gangs = new Gangs({
       stores,
-      limits: { ...gangLimits, wholeMs: WHOLE_MS },
+      limits: { ...gangLimits, wholeMs: WHOLE_MS, keepMs: KEEP_MS },
       wishOf: ({ spec }) => {
         const { plan } = goalOf(Number(spec.plan.split("-")[1]));
         const who = { owner: spec.owner, planName: spec.plan, plan };
@@ -293,7 +318,12 @@ export class Life {
           selection: {},
           within: "any",
           port: TEMPLATE.port,
-          podOf: (group, incarnation, worker) => workerPod({ ...who, group, incarnation, worker }, TEMPLATE),
+          podOf: (group, incarnation, worker) =>
+            workerPod({ ...who, group, incarnation, worker }, TEMPLATE, { hasPodGroup }),
+          besideOf: (group, incarnation) => {
+            const { workers } = plan;
+            return besideOf({ ...who, group }, { incarnation, workers, port: TEMPLATE.port, pods: { hasPodGroup } });
+          },
         };
       },
     });
@@ -301,6 +331,9 @@ export class Life {
       { resource: replicaGroups, store: stores.groups },
       { resource: pods, store: stores.pods },
       { resource: nodes, store: stores.nodes },
+      { resource: services, store: stores.services },
+      { resource: podDisruptionBudgets, store: stores.budgets },
+      ...(stores.podGroups === undefined ? [] : [{ resource: podGroups, store: stores.podGroups }]),
     ].map((kind) => new Reflector({ api, clock: time, random, ...kind }).run(this.stop.signal));
     sim.onNews = (group) => this.clusters.get(group.slice(NS.length + 1))?.ring();
     for (const [name, goal] of goals) {

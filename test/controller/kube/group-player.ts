@@ -73,7 +73,8 @@ export class GroupPlayer {
     if (plan.kind === "refused") return this.#later(name, 1_000);
     const { cut, workers } = plan.value.spec;
     const each = cut.world / workers;
-    const free = this.#options.server.objects(nodes).map((node) => {
+    const open = this.#options.server.objects(nodes).filter(({ spec }) => Object(spec).unschedulable !== true);
+    const free = open.map((node) => {
       const held = this.#options.server
         .objects(pods)
         .filter(({ spec }) => JSON.stringify(spec).includes(`"${node.metadata.name}"`));

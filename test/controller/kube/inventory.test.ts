@@ -63,6 +63,19 @@ describe("nodes that cannot be used are named with their reason", () => {
     );
   });
 
+  test("V2: refused nodes are told to people, once for each reason, by name and with the number of the rest", () => {
+    const resources = { "nvidia.com/mig-3g.71gb": "16" };
+    const cut = ["a", "b", "c", "d", "e", "f"].map((name) => node(name, { gpus: 0, resources }));
+    const shared = node("s", { labels: { ...H200, "nvidia.com/gpu.replicas": "4" } });
+    const dra = node("z", { gpus: 0 });
+    const { needs } = view([...cut, shared, dra], [], [slice("z")]);
+    expect(needs.map(({ code, text }) => [code, text.replace(/: its GPUs.*/, "")])).toEqual([
+      ["mig", "not used: nodes a, b, c, d and 2 more"],
+      ["shared", "not used: node s"],
+      ["dra-only", "not used: node z"],
+    ]);
+  });
+
   test("the label mig.strategy of a node whose GPUs are whole refuses nothing", () => {
     const seen = view([
       node("m", {
@@ -187,6 +200,15 @@ function never(): never {
 describe("what the planner may count on", () => {
   const tainted = node("t", { taints: [{ key: "team", value: "red", effect: "NoSchedule" }] });
   const gpuTaint = node("g", { taints: [{ key: "nvidia.com/gpu", value: "present", effect: "NoSchedule" }] });
+
+  test("nodes that the model's volume does not reach are left out, and say so", () => {
+    const seen = view([node("a"), node("b")]);
+    const values = ["b"];
+    const volume = [{ labels: [{ key: "kubernetes.io/hostname", operator: "In", values }], fields: [] }];
+    expect(plannable(seen, { volume }, "all").nodes.map(({ name }) => name)).toEqual(["b"]);
+    expect(plannable(seen, { volume: [] }, "all").nodes).toHaveLength(2);
+    expect(whyNot(seen.nodes[0] ?? never(), { volume })).toBe("the model's volume cannot be mounted there");
+  });
 
   test("taints: the GPU taint is ours, others need a toleration, PreferNoSchedule keeps nobody away", () => {
     const soft = node("s", { taints: [{ key: "old", effect: "PreferNoSchedule" }] });

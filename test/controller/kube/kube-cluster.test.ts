@@ -27,7 +27,8 @@ const namesOf = (pods: readonly KubeObject[]) => pods.map(({ metadata }) => meta
 suite("KubeCluster under the reconciler", () => {
   test("P2, P3: a group of two comes to serve: record, then all pods, then all gates; each worker on its own node", async () => {
     const bed = await serving();
-    expect(bed.writes).toEqual(["record a", "create a-1-0", "create a-1-1", "open a-1-0", "open a-1-1"]);
+    const beside = ["apply services/a", "apply poddisruptionbudgets/a"];
+    expect(bed.writes).toEqual([...beside, "record a", "create a-1-0", "create a-1-1", "open a-1-0", "open a-1-1"]);
     expect(bed.told.get("a")).toMatchObject({ phase: Phase.SERVING, readyRanks: 2, restarts: 0, incarnation: 1n });
     expect(bed.told.get("a")?.leaderAddress).toBe(`${workerOf(bed, 0).address}:7070`);
     expect(new Set(bed.sim.workers.map(({ node }) => node)).size).toBe(2);
@@ -101,7 +102,7 @@ suite("a controller that dies", () => {
 
   test("P4: at every write of a bring-up it is followed by one that brings the group to serve, and no worker starts twice", async () => {
     let costly = 0;
-    for (const point of points(5)) {
+    for (const point of points(7)) {
       const bed = await Bed.create({ seed: 7, ...TWO });
       const life = bed.start(point);
       const title = `${point.when} write ${point.write}`;
@@ -113,7 +114,7 @@ suite("a controller that dies", () => {
       expect(bed.expectNothingWrong(), title).toEqual([]);
       const { restarts } = bed.recordOf("a");
       // Begun with no pod to show for it: nobody can know whether there were any, so its number is not used again.
-      const isBare = (point.write === 0 && point.when === "after") || (point.write === 1 && point.when === "before");
+      const isBare = (point.write === 2 && point.when === "after") || (point.write === 3 && point.when === "before");
       expect(restarts, title).toBe(isBare ? 1 : 0);
       costly += restarts;
     }
@@ -143,7 +144,7 @@ suite("a controller that dies", () => {
 
   test("O1: a pod that ran and vanished while nobody led is not made again: its incarnation ends", async () => {
     const bed = await Bed.create({ seed: 7, ...TWO });
-    const life = bed.start({ write: 3, when: "after" });
+    const life = bed.start({ write: 5, when: "after" });
     await bed.time.runTill(() => life.stop.signal.aborted, "it dies with one gate open", 60_000);
     await bed.end();
     await bed.time.runTill(() => bed.sim.workers.length === 1, "that pod runs", 10_000);
@@ -263,12 +264,38 @@ suite("what is said while a group is not further", () => {
     expect(bed.recordOf("a").restarts).toBe(0);
   });
 
-  test("a pod that the server will never have ends in a stated stop", async () => {
+  test("P2: pods that the server would not have begin no incarnation: it is said, holds no place, and passes", async () => {
+    let isRefused = true;
+    const bed = await Bed.create({
+      seed: 3,
+      nodes: { n1: 1 },
+      groups: { a: 1, b: 1 },
+      admit: (object) => {
+        const isOurs = object.kind === "Pod" && object.metadata.name.startsWith("a-");
+        if (isRefused && isOurs)
+          throw new KubeError(403, "Forbidden", 'pods "a-1-0" is forbidden: exceeded quota: gpus');
+      },
+    });
+    bed.start();
+    await bed.time.runTill(() => bed.isServing("b"), "the other has the place", 60_000);
+    await bed.time.runFor(600_000);
+    expect(bed.recordOf("a")).toMatchObject({ begun: false, restarts: 0 });
+    expect(bed.podsOf("a")).toEqual([]);
+    await bed.addNode("n2", 1);
+    await bed.time.runTill(() => bed.told.get("a")?.code === "pod-refused", "it is said", 60_000);
+    expect(bed.told.get("a")?.cause).toContain("exceeded quota: gpus");
+    isRefused = false;
+    await bed.time.runTill(() => bed.isServing("a"), "a serves", 60_000);
+    expect(bed.recordOf("a").restarts).toBe(0);
+  });
+
+  test("a pod that the server will never have, though the first would do, ends in a stated stop", async () => {
     const bed = await Bed.create({
       seed: 3,
       ...TWO,
       admit: (object) => {
-        if (object.kind === "Pod") throw new KubeError(422, "Invalid", "spec.containers[0].image: Required value");
+        const isSecond = object.kind === "Pod" && object.metadata.name.endsWith("-1");
+        if (isSecond) throw new KubeError(422, "Invalid", "spec.containers[0].image: Required value");
       },
     });
     bed.start();

@@ -38,7 +38,8 @@ export class MortalApi implements KubeApi {
     return this.#api.serves(resource, signal);
   }
   create(resource: Resource, object: KubeObject, signal: AbortSignal, options?: WriteOptions) {
-    return this.#write(`create ${object.metadata.name}`, () => this.#api.create(resource, object, signal, options));
+    const run = () => this.#api.create(resource, object, signal, options);
+    return options?.dryRun === true ? run() : this.#write(`create ${object.metadata.name}`, run);
   }
   replace(resource: Resource, object: KubeObject, signal: AbortSignal, options?: WriteOptions) {
     return this.#write(`replace ${object.metadata.name}`, () => this.#api.replace(resource, object, signal, options));
@@ -56,7 +57,8 @@ export class MortalApi implements KubeApi {
     options: PatchOptions,
     signal: AbortSignal,
   ) {
-    return this.#write(`open ${name}`, () => this.#api.patch(resource, name, namespace, body, options, signal));
+    const what = options.type === "apply" ? `apply ${resource.plural}/${name}` : `open ${name}`;
+    return this.#write(what, () => this.#api.patch(resource, name, namespace, body, options, signal));
   }
   delete(resource: Resource, name: string, namespace: string | undefined, options: DeleteOptions, signal: AbortSignal) {
     return this.#write(`delete ${name}`, () => this.#api.delete(resource, name, namespace, options, signal));

@@ -60,6 +60,11 @@ function opened(pod: KubeObject, seats = reservation): KubeObject {
 const OBJECTS: Record<string, () => KubeObject> = {
   "worker-plain": () => workerPod(who, TEMPLATE),
   "worker-full": () => workerPod(who, TEMPLATE, { gpu: GPU, patch: FULL, hasPodGroup: true }),
+  "worker-of-claim": () =>
+    workerPod(who, TEMPLATE, {
+      patch: patchOf({ env: [{ name: "MY_TOKEN", value: "x" }] }),
+      source: { url: "pvc://weights/llama", secret: { name: "hub", key: "token" } },
+    }),
   "worker-opened": () => opened(workerPod(who, TEMPLATE, { gpu: GPU })),
   "worker-of-draft-pool": () =>
     workerPod(identity({ owner: { kind: "DraftPool", name: "small" }, plan: planOf(1, 1), worker: 0 }), {
@@ -89,9 +94,9 @@ describe("names and seats", () => {
   });
 
   test("a worker drains no longer than its command takes, and its pod has the grace for it", () => {
-    const spec = fieldsOf(workerPod(who, { ...TEMPLATE, drainSeconds: 86_400 }).spec);
-    expect(spec.terminationGracePeriodSeconds).toBe(610);
-    expect(listOf(fieldsOf(listOf(spec.containers)[0]).args).slice(-2)).toEqual(["--drain-seconds", "600"]);
+    const spec = fieldsOf(workerPod(who, { ...TEMPLATE, drainSeconds: 100_000 }).spec);
+    expect(spec.terminationGracePeriodSeconds).toBe(86_410);
+    expect(listOf(fieldsOf(listOf(spec.containers)[0]).args).slice(-2)).toEqual(["--drain-seconds", "86400"]);
   });
 
   test("a worker asks for the GPUs of its own ranks", () => {

@@ -182,7 +182,7 @@ describe("where", () => {
     expect(answer({ nodes: four, wishes: [wish("a", [8, 8], { within: "zone" })] })).toEqual(["a: never-fits"]);
   });
 
-  test("a node that failed the group twice is avoided while others could hold it, and said", () => {
+  test("a node that failed the group twice is avoided while others could hold it soon, and said", () => {
     const failedOn = { n1: 2, n2: 1 };
     expect(answer({ nodes: four, wishes: [wish("a", [8, 8], { failedOn })] })).toEqual(["a: n2 n3"]);
     const full = [gpuNode("n1"), gpuNode("n2", { held: 8, free: 0 })];
@@ -191,6 +191,9 @@ describe("where", () => {
       /n1: avoided, it failed this group 2 times/,
     );
     expect(answer({ nodes: full.slice(0, 1), wishes: [wish("a", [8], { failedOn })] })).toEqual(["a: n1"]);
+    const sinceMs = NOW - gangLimits.keepMs;
+    const long = wish("a", [8], { failedOn, sinceMs });
+    expect(answer({ nodes: full, wishes: [long] }), "it has waited long enough for the others").toEqual(["a: n1"]);
   });
 
   test("selector, product and taints are the scheduler's", () => {
