@@ -1,6 +1,6 @@
 import { configDefaults, defineConfig } from "vitest/config";
 
-/** Against a real Kubernetes control plane: minutes of Go compiling, root and namespaces. Run by `npm run test:cluster`. */
+/** Against a real Kubernetes control plane: minutes of Go compiling, root and namespaces. test/run.mjs runs them after the others. */
 const CLUSTER = [
   "test/cluster/controlplane.test.ts",
   "test/cluster/kubelet.test.ts",

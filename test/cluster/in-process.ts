@@ -91,6 +91,7 @@ export const closeGroup = async ({ engine, others }: Group): Promise<void> => {
 // The other workers of the group without gRPC: they compute the same plans and answer with their digests.
 const followersOf = (others: Engine[]): Followers => ({
   launch: (plan) => Promise.all(others.map(async (engine) => (await engine.launch(plan)).digest)),
+  epochs: [],
   close() {},
 });
 

@@ -16,6 +16,8 @@ import { isAlive } from "../../until.ts";
 const SOURCES = ["main.go", "go.mod", "go.sum"];
 const KUBERNETES_VERSION = "1.37.2";
 const GO_MINOR_OLDEST = 26;
+/** What networks of pods are joined by. */
+const PAIR = ["ip", "link", "add", "one", "type", "veth", "peer", "name", "other"];
 const LOCK_POLL_MS = 500;
 export const BUILD_TIMEOUT_MS = 25 * 60_000; // 10.5 minutes on two idle cores; tests run on the same two
 
@@ -32,8 +34,8 @@ export function cachedPath(): string {
 export function whyNoControlPlane(): string | undefined {
   if (process.env.MUSTER_SKIP_CONTROLPLANE === "1") return "MUSTER_SKIP_CONTROLPLANE=1";
   if (process.getuid?.() !== 0) return "not root: no network and mount namespaces";
-  if (spawnSync("unshare", ["--net", "--mount", "--uts", "ip", "link", "show", "lo"], { stdio: "ignore" }).status !== 0)
-    return "no namespaces: `unshare --net --mount --uts ip link show lo` fails";
+  if (spawnSync("unshare", ["--net", "--mount", "--uts", ...PAIR], { stdio: "ignore" }).status !== 0)
+    return `no namespaces: \`unshare --net --mount --uts ${PAIR.join(" ")}\` fails`;
   return existsSync(cachedPath()) ? undefined : whyNoBuild();
 }
 

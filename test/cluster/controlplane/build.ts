@@ -1,6 +1,13 @@
-// Builds the control-plane binary into the cache, once: `node test/cluster/controlplane/build.ts [--lifeline]`.
+// Builds the control-plane binary into the cache, once: `node test/cluster/controlplane/build.ts [--lifeline | --why-not]`.
 // With --lifeline it ends when its standard input does, so that no build outlives the test run that wanted it.
-import { BUILD_TIMEOUT_MS, buildUnderLock } from "./binary.ts";
+// With --why-not it builds nothing: it says why no control plane can run here and exits with 1, or says nothing and exits with 0.
+import { BUILD_TIMEOUT_MS, buildUnderLock, whyNoControlPlane } from "./binary.ts";
+
+if (process.argv.includes("--why-not")) {
+  const why = whyNoControlPlane();
+  if (why !== undefined) process.stdout.write(`${why}\n`);
+  process.exit(why === undefined ? 0 : 1);
+}
 
 const ended = new AbortController();
 if (process.argv.includes("--lifeline")) {

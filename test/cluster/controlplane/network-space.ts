@@ -2,6 +2,7 @@
 // else on the machine. Owns the namespace (held by the door process) and the ways in: dial, http, forward.
 //
 //   N1  inside, 127.0.0.0/8, POD_NETWORK and SERVICE_NETWORK are local; there is no other route, so nothing in it can reach another machine.
+//       With pod networks only OWN_NETWORK of the pods' is: the others are routed to their pods (kubelet/pod-network.ts).
 //   N2  outside, only loopback ports of forwards listen, and only while this process lives.
 import { once } from "node:events";
 import { request } from "node:http";
@@ -11,6 +12,11 @@ import type { Guarded } from "../../../controller/local/guarded.ts";
 
 export const POD_NETWORK = "10.244.0.0/16"; // loopback addresses are refused in EndpointSlices
 export const SERVICE_NETWORK = "10.0.0.0/24"; // its first address is the API server's
+/** Where pods have networks of their own, the space is this one to them; processes beside it may take others of OWN_NETWORK. */
+export const SPACE_ADDRESS = "10.244.0.1";
+const OWN_NETWORK = "10.244.0.0/24";
+/** Next hop of every pod: it is nobody's address but answered for on each device. */
+export const GATEWAY = "169.254.1.1";
 const OPEN_TIMEOUT_MS = 15_000;
 const ANSWER_BYTES_MAX = 1024 * 1024;
 
@@ -29,10 +35,16 @@ export class NetworkSpace {
   }
 
   /** Makes the namespace; it ends with `processes`. */
-  static async open(folder: string, processes: Guarded): Promise<NetworkSpace> {
+  static async open(folder: string, processes: Guarded, hasPodNetworks = false): Promise<NetworkSpace> {
     const socket = join(folder, "door.sock");
-    const routes = [POD_NETWORK, SERVICE_NETWORK].map((network) => `ip route add local ${network} dev lo`);
-    const setUp = ["ip link set lo up", ...routes, 'exec "$0" "$@"'].join(" && ");
+    const local = [hasPodNetworks ? OWN_NETWORK : POD_NETWORK, SERVICE_NETWORK];
+    const routes = local.map((network) => `ip route add local ${network} dev lo`);
+    const router = [
+      `ip address add ${SPACE_ADDRESS}/32 dev lo`,
+      `ip address add ${GATEWAY}/32 dev lo`,
+      "echo 1 >/proc/sys/net/ipv4/ip_forward",
+    ];
+    const setUp = ["ip link set lo up", ...routes, ...(hasPodNetworks ? router : []), 'exec "$0" "$@"'].join(" && ");
     const said = heard(processes, "door", "open");
     processes.spawn({
       id: "door",
@@ -153,7 +165,7 @@ async function firstLine(socket: Socket): Promise<string> {
 }
 
 /** Resolves when child `id` says `wanted`; rejects with its last words where it ends first. */
-function heard(processes: Guarded, id: string, wanted: string): Promise<void> {
+export function heard(processes: Guarded, id: string, wanted: string): Promise<void> {
   return new Promise((done, fail) => {
     const timer = setTimeout(() => finish(new Error(`${id} did not say "${wanted}"`)), OPEN_TIMEOUT_MS);
     const line = (from: string, text: string) => from === id && text === wanted && finish();

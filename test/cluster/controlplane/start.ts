@@ -32,6 +32,8 @@ export type Wanted = {
   featureGates?: Record<string, boolean>;
   /** How long a Node's lease may be silent before it is NotReady; default 8 s, so that tests of dead nodes are short. */
   nodeGraceSeconds?: number;
+  /** Each pod has a network of its own, and its connections its address; default: all share the space's. */
+  podNetworks?: boolean;
 };
 
 export class ControlPlane {
@@ -77,7 +79,7 @@ export class ControlPlane {
     const processes = await Guarded.start(dir);
     processes.setMaxListeners(0); // one for each container that runs
     try {
-      const space = await NetworkSpace.open(dir, processes);
+      const space = await NetworkSpace.open(dir, processes, wanted.podNetworks);
       const tokens = writeIdentities(dir);
       const parts = { binary, space, processes, wanted };
       await startEtcd(parts);

@@ -7,6 +7,7 @@ import { z } from "zod";
 import { until } from "../../until.ts";
 import { BUILD_TIMEOUT_MS } from "../controlplane/binary.ts";
 import { type ControlPlane, startControlPlane } from "../controlplane/start.ts";
+import type { Connection } from "./connections.ts";
 import { Nodes, type ProcessKubelet } from "./kubelet.ts";
 import type { NodeWish } from "./node.ts";
 
@@ -47,6 +48,8 @@ type Wanted = {
   nodes: readonly NodeWish[];
   entrypoints?: Readonly<Record<string, readonly string[]>>;
   featureGates?: Record<string, boolean>;
+  /** Each pod has a network of its own: see `connections`. */
+  podNetworks?: boolean;
 };
 
 export const isReady = ({ status }: PodSeen): boolean =>
@@ -64,12 +67,15 @@ export class Bed {
     this.#kubelets = kubelets;
   }
 
-  static async start({ nodes: wishes, entrypoints = {}, featureGates = {} }: Wanted): Promise<Bed> {
-    // A pod has a /tmp of its own: programs of a checkout below it would not be found there.
-    if (import.meta.dirname.startsWith("/tmp/")) throw new Error("run these tests from a checkout outside of /tmp");
-    const plane = await startControlPlane({ dir: mkdtempSync(join(tmpdir(), "muster-bed-")), featureGates });
+  static async start(wanted: Wanted): Promise<Bed> {
+    const { nodes: wishes, entrypoints = {}, featureGates = {}, podNetworks = false } = wanted;
+    const plane = await startControlPlane({
+      dir: mkdtempSync(join(tmpdir(), "muster-bed-")),
+      featureGates,
+      podNetworks,
+    });
     try {
-      const nodes = new Nodes(plane, entrypoints);
+      const nodes = new Nodes(plane, entrypoints, podNetworks);
       const added = await Promise.all(wishes.map((wish) => nodes.add(wish)));
       return new Bed(plane, nodes, new Map(added.map((kubelet) => [kubelet.name, kubelet])));
     } catch (error) {
@@ -81,6 +87,11 @@ export class Bed {
   async stop(): Promise<void> {
     await this.nodes.stop();
     await this.plane.stop();
+  }
+
+  /** Which pods have talked to whom since the bed began; throws where pods have no networks of their own. */
+  connections(): Connection[] {
+    return this.nodes.connections();
   }
 
   async make(path: string, body: unknown): Promise<void> {

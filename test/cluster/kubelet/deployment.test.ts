@@ -1,21 +1,18 @@
 // From a ModelDeployment to tokens on a real control plane: the controller as its own process, pods bound by the real scheduler,
 // workers as real processes on two nodes. Nothing is simulated but the nodes' GPUs, which the CPU engine does not need.
-import { readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { credentials } from "@grpc/grpc-js";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { parse } from "yaml";
 import { z } from "zod";
 import { type Chunk, Open, type SubmitResponse, WorkerClient } from "../../../proto/gen/muster/v1/worker.ts";
 import { channelOptions } from "../../../proto/grpc.ts";
 import { until } from "../../until.ts";
 import { whyNoControlPlane } from "../controlplane/binary.ts";
-import { API_PORT } from "../controlplane/start.ts";
 import { BED_TIMEOUT_MS, Bed, POD_PATH } from "./bed.ts";
+import { controllerSaid, installCrds, startController } from "./controller.ts";
 
 const ROOT = join(import.meta.dirname, "../../..");
-const MAIN = join(ROOT, "controller/cli/main.ts");
-const CRDS = join(ROOT, "charts/muster/templates/crds");
 const OURS = "/apis/muster.dev/v1alpha1/namespaces/default";
 const GAP_MIN = 1e-3;
 /** Four engines, a control plane and the test share a small machine. */
@@ -80,12 +77,7 @@ describe.skipIf(why !== undefined)(
           { name: "gpu-b", gpus: 2 },
         ],
       });
-      for (const file of readdirSync(CRDS)) {
-        const body = parse(readFileSync(join(CRDS, file), "utf8"));
-        await bed.make("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", body);
-      }
-      for (const kind of ["modeldeployments", "draftpools", "shardplans", "replicagroups"])
-        await bed.plane.serves(`${OURS}/${kind}`);
+      await installCrds(bed);
       startController(bed);
     }, BED_TIMEOUT_MS);
     afterAll(async () => {
@@ -95,14 +87,13 @@ describe.skipIf(why !== undefined)(
     const groups = async () =>
       (await bed.plane.api.list(`${OURS}/replicagroups`)).items.map((item) => Group.parse(item));
     const deployment = async () => Deployment.parse(await bed.plane.api.find(`${OURS}/modeldeployments/nano`));
-    const controllerSaid = () => readFileSync(join(bed.plane.dir, "controller.log"), "utf8").slice(-4_000);
 
     /** The group once it and its deployment say that this incarnation serves. */
     async function serving(incarnation: number): Promise<Group> {
       let found: Group | undefined;
       const isServing = async () => {
         if (!bed.plane.processes.isRunning("controller"))
-          throw new Error(`the controller has ended: ${controllerSaid()}`);
+          throw new Error(`the controller has ended: ${controllerSaid(bed)}`);
         const { status } = await deployment();
         [found] = await groups();
         const isSaid = status.conditions.some(({ type, status: is }) => type === "Serving" && is === "True");
@@ -112,7 +103,7 @@ describe.skipIf(why !== undefined)(
         const { status } = await deployment();
         const pods = await bed.plane.kubectl(["get", "pods", "-o", "wide"]);
         throw new Error(
-          `${error.message}; ${status.cause?.message}; ${JSON.stringify(found?.status)}\n${pods.stdout}\n${controllerSaid()}`,
+          `${error.message}; ${status.cause?.message}; ${JSON.stringify(found?.status)}\n${pods.stdout}\n${controllerSaid(bed)}`,
         );
       });
       return Group.parse(found);
@@ -206,25 +197,3 @@ describe.skipIf(why !== undefined)(
     );
   },
 );
-
-/** Inside the space, where pods are reached by their addresses. */
-function startController({ plane }: Bed): void {
-  const kubeconfig = join(plane.dir, "controller.kubeconfig");
-  const own = readFileSync(plane.kubeconfig, "utf8").replaceAll(plane.url, `https://127.0.0.1:${API_PORT}`);
-  writeFileSync(kubeconfig, own, { mode: 0o600 });
-  const template = join(plane.dir, "worker-template.json");
-  const addon = process.env.MUSTER_ADDON === undefined ? [] : ["env", `MUSTER_ADDON=${process.env.MUSTER_ADDON}`];
-  const command = [...addon, process.execPath, MAIN];
-  // All pods of the bed are in one network space: nobody may listen on all of its addresses.
-  const listenHost = "$(MUSTER_POD_IP)";
-  writeFileSync(template, JSON.stringify({ command, listenHost, serviceAccountName: "default", drainSeconds: 5 }));
-  const flags = { kubeconfig, "worker-image": "muster/worker:test", "worker-template": template };
-  const args = Object.entries(flags).flatMap(([flag, value]) => [`--${flag}`, value]);
-  plane.processes.spawn({
-    id: "controller",
-    ...plane.space.inside(process.execPath, [MAIN, "controller", ...args, "--lease-namespace", "default"]),
-    env: { PATH: process.env.PATH ?? "", HOME: process.env.HOME ?? "/" },
-    log: join(plane.dir, "controller.log"),
-    watchesStdin: false,
-  });
-}

@@ -10,12 +10,14 @@ import { join } from "node:path";
 import { isDeepStrictEqual } from "node:util";
 import { ApiRefusal, type Thing } from "../controlplane/raw-api.ts";
 import { API_PORT, type ControlPlane } from "../controlplane/start.ts";
+import { type Connection, Connections, type Watched } from "./connections.ts";
 import { Names } from "./names.ts";
 import { type NodeWish, nodeObject, nodeStatus, renewLease } from "./node.ts";
 import { Pod, podKey, resourceOf } from "./pod.ts";
 import { pause } from "./probe.ts";
-import { RunningPod, type Site } from "./running-pod.ts";
+import { NETWORK, RunningPod, type Site } from "./running-pod.ts";
 import { type PodStatus, phaseOf, podStatus } from "./status.ts";
+import { Updates } from "./updates.ts";
 
 const LEASE_MS = 1_000; // well inside the control plane's grace for nodes
 const STATUS_EVERY = 4; // leases to one status: after an outage of the API server NotReady must be contradicted
@@ -37,27 +39,50 @@ type Held = {
 export class Nodes {
   readonly #plane: ControlPlane;
   readonly #names: Names;
+  readonly #updates = new Updates();
   readonly #entrypoints: Readonly<Record<string, readonly string[]>>;
   readonly #kubelets: ProcessKubelet[] = [];
+  readonly #connections: Connections | undefined;
 
   /** `entrypoints`: what an image (without tag) runs where a pod gives no command. */
-  constructor(plane: ControlPlane, entrypoints: Readonly<Record<string, readonly string[]>> = {}) {
+  constructor(
+    plane: ControlPlane,
+    entrypoints: Readonly<Record<string, readonly string[]>> = {},
+    hasPodNetworks = false,
+  ) {
     this.#plane = plane;
     this.#entrypoints = entrypoints;
+    if (hasPodNetworks) this.#connections = new Connections(() => this.#kubelets.flatMap((each) => each.networks()));
     this.#names = new Names(join(plane.dir, "hosts"));
     void this.#names.follow(plane.api);
+    void this.#updates.follow(plane.api);
     this.#proxyServices();
   }
 
   /** Registers a node; resolves when its Node is Ready in the API. */
   async add(wish: NodeWish): Promise<ProcessKubelet> {
     const { api, space, processes, dir } = this.#plane;
-    const site = { api, space, processes, names: this.#names, entrypoints: this.#entrypoints };
+    const hasPodNetworks = this.#connections !== undefined;
+    const site = {
+      api,
+      space,
+      processes,
+      names: this.#names,
+      updates: this.#updates,
+      entrypoints: this.#entrypoints,
+      hasPodNetworks,
+    };
     const index = this.#kubelets.length + 1;
     const kubelet = new ProcessKubelet(site, wish, { index, folder: join(dir, "nodes", wish.name) });
     this.#kubelets.push(kubelet);
     await kubelet.register();
     return kubelet;
+  }
+
+  /** Throws where pods have no networks of their own. */
+  connections(): Connection[] {
+    if (this.#connections === undefined) throw new Error("start the bed with podNetworks: pods share one network");
+    return this.#connections.all();
   }
 
   #proxyServices(): void {
@@ -67,6 +92,7 @@ export class Nodes {
     const program = join(import.meta.dirname, "service-proxy.ts");
     const inside = space.inside(process.execPath, [program, access]);
     const env = { PATH: process.env.PATH ?? "" };
+    processes.on("line", (id, line) => id === "service-proxy" && this.#connections?.joined(line));
     processes.spawn({
       id: "service-proxy",
       ...inside,
@@ -79,6 +105,8 @@ export class Nodes {
   /** Ends every node and its processes; the objects stay in the API. */
   async stop(): Promise<void> {
     this.#names.stop();
+    this.#updates.stop();
+    this.#connections?.stop();
     await Promise.all(this.#kubelets.map((kubelet) => kubelet.stop()));
   }
 }
@@ -116,6 +144,14 @@ export class ProcessKubelet {
   /** Process ids of a pod's containers, by container; empty where it does not run here. */
   pids(namespace: string, name: string): Map<string, number> {
     return this.#find(namespace, name)?.running.pids() ?? new Map();
+  }
+
+  /** Of the pods that run here and have one. */
+  networks(): Watched[] {
+    return [...this.#pods.values()].flatMap(({ running: { network, pod, lease } }) => {
+      const { namespace, name, labels } = pod.metadata;
+      return network === undefined ? [] : [{ namespace, name, labels, ip: lease.place.ip, pid: network.pid }];
+    });
   }
 
   /** Path of a container's output. */
@@ -275,7 +311,8 @@ export class ProcessKubelet {
 
   #drop({ running }: Held): void {
     this.#pods.delete(running.pod.metadata.uid);
-    for (const { name } of [...running.pod.spec.initContainers, ...running.pod.spec.containers])
+    const { initContainers, containers } = running.pod.spec;
+    for (const name of [...initContainers, ...containers].map((each) => each.name).concat(NETWORK))
       this.#site.processes.forget(`${running.pod.metadata.uid}/${name}`);
     rmSync(running.lease.folder, { recursive: true, force: true });
   }

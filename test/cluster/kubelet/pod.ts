@@ -1,5 +1,6 @@
 // The parts of a Pod that the process kubelet obeys, parsed from the API server's JSON. What is not here is not obeyed:
-// images (a process has none; see entrypoints), security contexts, host ports, lifecycle.postStart, ephemeral containers.
+// images (a process has none; see entrypoints), security contexts but for user and group, host ports, lifecycle.postStart,
+// ephemeral containers.
 import { z } from "zod";
 
 const IntOrString = z.union([z.int(), z.string()]);
@@ -22,6 +23,8 @@ const Probe = z.looseObject({
   failureThreshold: z.number().default(3),
 });
 export type Probe = z.infer<typeof Probe>;
+
+const Security = z.looseObject({ runAsUser: z.int().optional(), runAsGroup: z.int().optional() }).optional();
 
 const KeyRef = z.looseObject({ name: z.string(), key: z.string(), optional: z.boolean().default(false) });
 const SourceRef = z.looseObject({ name: z.string(), optional: z.boolean().default(false) });
@@ -85,6 +88,7 @@ const Container = z.looseObject({
   terminationMessagePath: z.string().default("/dev/termination-log"),
   terminationMessagePolicy: z.string().default("File"),
   restartPolicy: z.string().optional(),
+  securityContext: Security,
 });
 export type Container = z.infer<typeof Container>;
 
@@ -107,6 +111,7 @@ const Volume = z.looseObject({
   name: z.string(),
   emptyDir: z.looseObject({ medium: z.string().default("") }).optional(),
   hostPath: z.looseObject({ path: z.string() }).optional(),
+  persistentVolumeClaim: z.looseObject({ claimName: z.string(), readOnly: z.boolean().default(false) }).optional(),
   configMap: ConfigMapSource.optional(),
   secret: z.looseObject({ secretName: z.string(), items: Items, optional: z.boolean().default(false) }).optional(),
   downwardAPI: z.looseObject({ items: FieldItems }).optional(),
@@ -134,6 +139,7 @@ export const Pod = z.looseObject({
     initContainers: z.array(Container).default([]),
     containers: z.array(Container),
     volumes: z.array(Volume).default([]),
+    securityContext: Security,
     readinessGates: z.array(z.looseObject({ conditionType: z.string() })).default([]),
   }),
   status: z
@@ -153,6 +159,13 @@ export function resourceOf(pod: Pod, resource: string): number {
   const of = (container: Container) => Number(container.resources.limits[resource] ?? 0);
   const main = pod.spec.containers.reduce((sum, container) => sum + of(container), 0);
   return Math.max(main, ...pod.spec.initContainers.map(of));
+}
+
+/** Who a container runs as: its own word, then the pod's; undefined where nobody says, which is root here. */
+export function userOf(pod: Pod, container: Container): { user: number; group: number } | undefined {
+  const user = container.securityContext?.runAsUser ?? pod.spec.securityContext?.runAsUser;
+  if (user === undefined) return undefined;
+  return { user, group: container.securityContext?.runAsGroup ?? pod.spec.securityContext?.runAsGroup ?? 0 };
 }
 
 /** A port by number or by the name that a container gave it. */

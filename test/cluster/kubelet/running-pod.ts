@@ -4,7 +4,7 @@
 //   L1  a container's process is started once its volumes and environment are whole; what is missing is waited for and said.
 //   L2  stop: preStop, then SIGTERM, then SIGKILL, together within the grace. After it nothing is started again.
 //   L3  `done` resolves only when no process of the pod runs.
-import { mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { constants } from "node:os";
 import { join } from "node:path";
 import type { Guarded } from "../../../controller/local/guarded.ts";
@@ -12,16 +12,20 @@ import type { NetworkSpace } from "../controlplane/network-space.ts";
 import { ApiRefusal, type RawApi } from "../controlplane/raw-api.ts";
 import { environmentOf, expand, NotThere, type Place } from "./environment.ts";
 import { API_ENVIRONMENT, type Names } from "./names.ts";
-import type { Container, Pod } from "./pod.ts";
+import { type Container, type Pod, userOf } from "./pod.ts";
+import { PodNetwork } from "./pod-network.ts";
 import { httpPasses, pause, runInside, watchProbe } from "./probe.ts";
 import { type Mount, sandboxScript } from "./sandbox.ts";
 import type { ContainerView, Ended, Phase, PodView } from "./status.ts";
+import { isMadeFrom, type Updates } from "./updates.ts";
 import { makeVolume } from "./volumes.ts";
 
 const RETRY_MS = 500; // for a ConfigMap that is not there yet
 const RESTART_MS = 1_000; // doubles with each restart; a kubelet starts at 10 s, tests are shorter
 const RESTART_MS_MAX = 60_000;
 const MESSAGE_BYTES_MAX = 4096;
+/** Name of the process that holds a pod's network; no container can have it. */
+export const NETWORK = "/network";
 const COULD_NOT_START = 128; // exit code of kubelets where no process came to be
 
 export type Site = {
@@ -29,8 +33,11 @@ export type Site = {
   space: NetworkSpace;
   processes: Guarded;
   names: Names;
+  updates: Updates;
   /** Argument vectors that images stand for, by image without its tag; a pod's command goes before it. */
   entrypoints: Readonly<Record<string, readonly string[]>>;
+  /** Else all pods share the space's network. */
+  hasPodNetworks: boolean;
 };
 type Tracked = { container: Container; view: ContainerView; pid: number | undefined };
 export type Lease = { place: Place; folder: string; devices: readonly number[] };
@@ -45,7 +52,10 @@ export class RunningPod {
   readonly #init: Tracked[];
   readonly #main: Tracked[];
   readonly #ending = new AbortController();
+  readonly #over = new AbortController();
   #isOver = false;
+  /** Where the pod has one of its own, from its start to its end. */
+  network: PodNetwork | undefined;
   #stopping: Promise<void> | undefined;
 
   constructor(site: Site, pod: Pod, lease: Lease, changed: () => void) {
@@ -63,6 +73,9 @@ export class RunningPod {
     this.#main = pod.spec.containers.map(track);
     this.done = this.#live().finally(() => {
       this.#isOver = true;
+      this.#over.abort();
+      this.network?.close();
+      this.network = undefined;
       rmSync(join(this.lease.folder, "sandbox"), { recursive: true, force: true });
       this.#changed();
     });
@@ -140,12 +153,19 @@ export class RunningPod {
       this.#set(sidecar, { phase: waiting("Unsupported", "the process kubelet runs no restartable init containers") });
       return await new Promise((ended) => this.#ending.signal.addEventListener("abort", () => ended(), { once: true }));
     }
+    if (this.#site.hasPodNetworks) await this.#openNetwork();
     await this.#volumes();
     for (const tracked of this.#init) {
       await this.#keep(tracked, this.pod.spec.restartPolicy === "Never" ? "Never" : "OnFailure");
       if (tracked.view.phase.kind !== "ended" || tracked.view.phase.how.code !== 0) return;
     }
     await Promise.all(this.#main.map((tracked) => this.#keep(tracked, this.pod.spec.restartPolicy)));
+  }
+
+  async #openNetwork(): Promise<void> {
+    const { place, folder } = this.lease;
+    const wanted = { id: `${this.pod.metadata.uid}/${NETWORK}`, address: place.ip, log: join(folder, "network.log") };
+    this.network = await PodNetwork.open(this.#site, wanted);
   }
 
   /** Runs a container, again as its policy says, until it is over or the pod ends. */
@@ -234,6 +254,7 @@ export class RunningPod {
     const sandbox = join(folder, "sandbox", container.name);
     mkdirSync(sandbox, { recursive: true });
     writeFileSync(this.#messageFile(tracked), "");
+    chmodSync(this.#messageFile(tracked), 0o666);
     const script = sandboxScript({
       folder: sandbox,
       hostname,
@@ -242,8 +263,9 @@ export class RunningPod {
       mounts: container.volumeMounts.map((mount) => this.#mount(mount)),
       workingDir: container.workingDir,
       command,
+      user: userOf(this.pod, container),
     });
-    const inside = this.#site.space.inside("unshare", ["--mount", "--uts", "sh", "-c", script]);
+    const inside = (this.network ?? this.#site.space).inside("unshare", ["--mount", "--uts", "sh", "-c", script]);
     return { id: this.#id(tracked), ...inside, env, log: this.logFile(container.name), watchesStdin: false };
   }
 
@@ -259,7 +281,10 @@ export class RunningPod {
     const volume = this.pod.spec.volumes.find(({ name }) => name === mount.name);
     const base = volume?.hostPath?.path ?? join(this.lease.folder, "volumes", mount.name);
     const source = join(base, mount.subPath);
-    if (volume?.emptyDir && mount.subPath) mkdirSync(source, { recursive: true });
+    if (volume?.emptyDir) {
+      mkdirSync(source, { recursive: true });
+      chmodSync(source, 0o777); // whoever the container runs as
+    }
     return { source, target: mount.mountPath, isReadOnly: mount.readOnly };
   }
 
@@ -271,6 +296,22 @@ export class RunningPod {
       const made = await this.#whenThere(this.#main[0], () => makeVolume(site, volume, folder));
       if (made?.refreshAtMs) void this.#refresh(made.refreshAtMs, () => makeVolume(site, volume, folder));
     }
+    this.#followUpdates(site);
+  }
+
+  /** What is mounted follows its ConfigMaps and Secrets, until the pod is over. */
+  #followUpdates(site: Parameters<typeof makeVolume>[0]): void {
+    const { updates } = this.#site;
+    const hear = (changed: string) => {
+      for (const volume of this.pod.spec.volumes) {
+        if (!isMadeFrom(this.pod, volume, changed)) continue;
+        const folder = join(this.lease.folder, "volumes", volume.name);
+        void makeVolume(site, volume, folder).catch(() => undefined); // gone again: the files stay, as with a kubelet
+      }
+    };
+    updates.on("changed", hear);
+    for (const { signal } of [this.#ending, this.#over])
+      signal.addEventListener("abort", () => updates.off("changed", hear), { once: true });
   }
 
   async #refresh(atMs: number, again: () => Promise<{ refreshAtMs: number | undefined }>): Promise<void> {

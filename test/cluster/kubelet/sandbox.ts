@@ -4,6 +4,10 @@
 //   X1  nothing that a container writes outside its volumes reaches the machine: the root is an overlay on a memory file system.
 //   X2  the script becomes the command (exec): its process id is the container's, its exit code the container's.
 import { readFileSync } from "node:fs";
+import { join, resolve } from "node:path";
+
+/** Where programs of containers come from; a volume over a folder above it (`/tmp`) must not hide it. */
+const CHECKOUT = join(import.meta.dirname, "../../..");
 
 export type Mount = { source: string; target: string; isReadOnly: boolean };
 export type Sandbox = {
@@ -17,6 +21,10 @@ export type Sandbox = {
   mounts: readonly Mount[];
   workingDir: string;
   command: readonly string[];
+  /** Undefined: root. */
+  user?: { user: number; group: number } | undefined;
+  /** Folders of the machine that stay in view, read-only, whatever is mounted above them. Default: the checkout. */
+  keep?: readonly string[];
 };
 
 const DEVICES = ["null", "zero", "full", "random", "urandom", "tty"];
@@ -24,7 +32,8 @@ const OWN = ["/proc", "/sys", "/dev", "/run"]; // made anew or not wanted
 
 /** `sh -c SCRIPT` that, inside `unshare --mount --uts`, builds the view and becomes the command. */
 export function sandboxScript(sandbox: Sandbox): string {
-  const { folder } = sandbox;
+  const { folder, user } = sandbox;
+  const become = user && `setpriv --reuid ${user.user} --regid ${user.group} --clear-groups --pdeathsig KILL -- `;
   const root = `${folder}/root`;
   const lines = [
     "set -e",
@@ -48,10 +57,17 @@ export function sandboxScript(sandbox: Sandbox): string {
       `mount --bind ${quote(source)} "$at"`,
       ...(isReadOnly ? ['mount -o remount,bind,ro "$at"'] : []),
     ]),
+    ...(sandbox.keep ?? [CHECKOUT])
+      .filter((path) => isHidden(path, sandbox.mounts))
+      .flatMap((path) => [
+        `mkdir -p ${quote(root + path)}`,
+        `mount --rbind -o ro ${quote(path)} ${quote(root + path)}`,
+      ]),
     `hostname ${quote(sandbox.hostname)}`,
     "cd /",
+    // As another user the death signal must be set again: the kernel forgets it with the change.
     // The working directory is given again inside: chroot goes to the new root.
-    `exec chroot ${quote(root)} sh -c 'cd "$0" && exec "$@"' ${[sandbox.workingDir, ...sandbox.command].map(quote).join(" ")}`,
+    `exec chroot ${quote(root)} ${become ?? ""}sh -c 'cd "$0" && exec "$@"' ${[sandbox.workingDir, ...sandbox.command].map(quote).join(" ")}`,
   ];
   return lines.join("\n");
 }
@@ -59,6 +75,10 @@ export function sandboxScript(sandbox: Sandbox): string {
 /** Command line that runs `command` in the view of the process `pid`. */
 export function insideView(pid: number, command: readonly string[]): string[] {
   return ["nsenter", "--target", String(pid), "--mount", "--net", "--uts", "--root", "--wd=/", "--", ...command];
+}
+
+function isHidden(path: string, mounts: readonly Mount[]): boolean {
+  return mounts.some(({ target }) => `${path}/`.startsWith(`${resolve(target)}/`));
 }
 
 function bindFile(source: string, target: string): string[] {

@@ -1,5 +1,6 @@
 // Cluster addresses of Services, as kube-proxy gives them: listens on each one inside the namespace and joins a caller to one
-// ready endpoint, in turn. A process of its own in the namespace; TCP only; callers' addresses are not kept.
+// ready endpoint, in turn. A process of its own in the namespace; TCP only. The endpoint does not see the caller's address: who
+// was joined to whom is said on standard output, `CALLER SERVICE:PORT ENDPOINT:PORT`.
 //
 //   V2  endpoints are looked up for each connection: a pod that has just become unready gets no new one.
 //
@@ -66,6 +67,8 @@ function serve(api: RawApi): void {
     const target = targets[turn++ % Math.max(1, targets.length)];
     caller.on("error", () => caller.destroy());
     if (!target) return void caller.resetAndDestroy(); // nobody is ready
+    const { remoteAddress = "", localAddress = "", localPort = 0 } = caller;
+    process.stdout.write(`${remoteAddress} ${localAddress}:${localPort} ${target.address}:${target.port}\n`);
     const far = connect({ host: target.address, port: target.port, allowHalfOpen: true, noDelay: true });
     far.on("error", () => caller.resetAndDestroy());
     far.on("close", () => caller.destroySoon());

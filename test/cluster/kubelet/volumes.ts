@@ -2,7 +2,7 @@
 // Owns the files' content. Where they appear in a container is the sandbox's business (sandbox.ts).
 //
 //   V1  a projected file is replaced whole (written beside and renamed): a reader never sees half of a token.
-import { mkdirSync, renameSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, renameSync, symlinkSync, writeFileSync } from "node:fs";
 import { dirname, join, normalize } from "node:path";
 import { z } from "zod";
 import type { RawApi } from "../controlplane/raw-api.ts";
@@ -12,6 +12,12 @@ import type { Pod, Projection, Volume } from "./pod.ts";
 const TokenRequest = z.looseObject({ status: z.looseObject({ token: z.string(), expirationTimestamp: z.string() }) });
 const TOKEN_SECONDS_MIN = 600; // the API server refuses less
 
+const Claim = z.looseObject({
+  spec: z.looseObject({ volumeName: z.string().default("") }).default({ volumeName: "" }),
+});
+const Folder = z.looseObject({ path: z.string() }).optional();
+const PersistentVolume = z.looseObject({ spec: z.looseObject({ hostPath: Folder, local: Folder }) });
+
 export type Made = { folder: string; refreshAtMs: number | undefined };
 type Site = { api: RawApi; pod: Pod; place: Place };
 type Files = { content: Map<string, Buffer>; refreshAtMs: number | undefined };
@@ -20,11 +26,30 @@ type Source = { name: string; items?: { key: string; path: string }[] | undefine
 /** Makes or refreshes a volume in `folder`; says when a token in it should be drawn anew. */
 export async function makeVolume(site: Site, volume: Volume, folder: string): Promise<Made> {
   if (volume.hostPath) return { folder: volume.hostPath.path, refreshAtMs: undefined };
+  if (volume.persistentVolumeClaim) {
+    const lies = await claimed(site, volume.persistentVolumeClaim);
+    if (!existsSync(folder)) {
+      mkdirSync(dirname(folder), { recursive: true });
+      symlinkSync(lies, folder);
+    }
+    return { folder, refreshAtMs: undefined };
+  }
   mkdirSync(folder, { recursive: true, mode: 0o777 });
   if (volume.emptyDir) return { folder, refreshAtMs: undefined };
   const files = await filesOf(site, volume);
   for (const [path, content] of files.content) replaceFile(join(folder, normalize(`/${path}`)), content);
   return { folder, refreshAtMs: files.refreshAtMs };
+}
+
+/** The folder of a claim's volume, which lies on this machine. */
+async function claimed({ api, pod }: Site, { claimName }: { claimName: string }): Promise<string> {
+  const claim = await api.find(`/api/v1/namespaces/${pod.metadata.namespace}/persistentvolumeclaims/${claimName}`);
+  const { volumeName } = Claim.parse(claim ?? {}).spec;
+  if (volumeName === "") throw new NotThere(`persistentvolumeclaim "${claimName}" is not bound`);
+  const { spec } = PersistentVolume.parse(await api.find(`/api/v1/persistentvolumes/${volumeName}`));
+  const folder = spec.hostPath?.path ?? spec.local?.path;
+  if (folder === undefined) throw new NotThere(`volume ${volumeName}: a kind that the process kubelet does not have`);
+  return folder;
 }
 
 async function filesOf(site: Site, volume: Volume): Promise<Files> {

@@ -1,0 +1,241 @@
+// The gateway on a real control plane: controller and gateway as processes, two replicas of one rank each. What a
+// client gets is the golden text, whichever replica dies and whether there is an API server or not.
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { z } from "zod";
+import { chunksOf, openSse } from "../../controller/gateway/sse-client.ts";
+import { until } from "../../until.ts";
+import { whyNoControlPlane } from "../controlplane/binary.ts";
+import { BED_TIMEOUT_MS, Bed } from "./bed.ts";
+import { controllerSaid, insideKubeconfig, installCrds, MAIN, startController } from "./controller.ts";
+
+const ROOT = join(import.meta.dirname, "../../..");
+const OURS = "/apis/muster.dev/v1alpha1/namespaces/default";
+const HTTP_PORT = 8080;
+const GAP_MIN = 1e-3;
+const SERVE_MS_MAX = 180_000;
+const BACK_MS_MAX = 90_000;
+const STEP_MS_MAX = SERVE_MS_MAX + BACK_MS_MAX + 60_000;
+/** Seconds of work, so that it is under way when its replica dies: the kill comes with the first tokens. */
+const LONG_TOKENS = 1_200;
+const LONG_CHOICES = 16;
+const why = whyNoControlPlane();
+
+const DEPLOYMENT = {
+  apiVersion: "muster.dev/v1alpha1",
+  kind: "ModelDeployment",
+  metadata: { name: "nano" },
+  spec: {
+    model: { source: "builtin://nano-maverick" },
+    replicas: 2,
+    gpu: { count: 1 },
+    slo: { concurrency: 8 },
+    rollout: { drainTimeout: "5s" },
+  },
+};
+
+const Golden = z.object({
+  greedy: z.array(
+    z.object({ prompt: z.string(), greedy: z.array(z.number()), min_top2_gap: z.number(), text: z.string() }),
+  ),
+});
+const Model = z.looseObject({
+  muster: z.looseObject({
+    replicas: z.number(),
+    cause: z.string(),
+    revision: z.string(),
+    aliases: z.array(z.string()),
+  }),
+});
+const Group = z.looseObject({
+  metadata: z.looseObject({ name: z.string() }),
+  status: z.looseObject({ placement: z.array(z.looseObject({ node: z.string(), pod: z.string() })).default([]) }),
+});
+
+const golden = Golden.parse(JSON.parse(readFileSync(join(ROOT, "test/models/nano-maverick/golden.json"), "utf8")));
+const sure = golden.greedy.filter(({ min_top2_gap }) => min_top2_gap > GAP_MIN);
+
+describe.skipIf(why !== undefined)(`muster gateway on a real control plane${why ? ` (skipped: ${why})` : ""}`, () => {
+  let bed: Bed;
+  let url = "";
+
+  beforeAll(async () => {
+    bed = await Bed.start({
+      nodes: [
+        { name: "gpu-a", gpus: 1 },
+        { name: "gpu-b", gpus: 1 },
+        // A node that has failed a group twice is avoided: what is killed twice needs another.
+        { name: "gpu-c", gpus: 1 },
+      ],
+    });
+    await installCrds(bed);
+    startController(bed);
+    startGateway(bed);
+    url = `http://127.0.0.1:${(await bed.plane.space.forward("127.0.0.1", HTTP_PORT)).port}`;
+  }, BED_TIMEOUT_MS);
+  afterAll(async () => {
+    await bed?.stop();
+  });
+
+  const gatewaySaid = () => readFileSync(join(bed.plane.dir, "gateway.log"), "utf8").slice(-2_000);
+  const statusOf = (path: string) =>
+    fetch(url + path).then(
+      ({ status }) => status,
+      () => 0,
+    );
+
+  /** What the gateway knows of the model; undefined where it knows none. */
+  async function model(): Promise<z.infer<typeof Model> | undefined> {
+    const parsed = Model.safeParse(await (await fetch(`${url}/v1/models/default/nano`)).json());
+    return parsed.success ? parsed.data : undefined;
+  }
+
+  async function replicas(count: number): Promise<void> {
+    let last: Awaited<ReturnType<typeof model>>;
+    const isSo = async () => {
+      for (const id of ["controller", "gateway"]) if (!bed.plane.processes.isRunning(id)) throw new Error(`no ${id}`);
+      last = await model();
+      return last?.muster.replicas === count;
+    };
+    await until(isSo, `the gateway sees ${count} replicas`, SERVE_MS_MAX).catch((error) => {
+      throw new Error(`${error.message}: ${JSON.stringify(last)}\n${gatewaySaid()}\n${controllerSaid(bed)}`);
+    });
+  }
+
+  async function expectGolden(): Promise<void> {
+    expect(sure.length).toBeGreaterThan(0);
+    for (const { prompt, greedy, text } of sure) {
+      const body = { model: "nano", prompt, max_tokens: greedy.length, temperature: 0, ignore_eos: true };
+      const init = { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
+      const response = await fetch(`${url}/v1/completions`, init);
+      expect(await response.json()).toMatchObject({ model: "nano", choices: [{ text }] });
+    }
+  }
+
+  const long = {
+    model: "nano",
+    prompt: "My fellow citizens,",
+    max_tokens: LONG_TOKENS,
+    n: LONG_CHOICES,
+    temperature: 0.7,
+    seed: 11,
+    ignore_eos: true,
+    stream: true,
+    stream_options: { include_usage: true },
+    muster: { return_token_ids: true },
+  };
+
+  /** Choices that each replica has been given. */
+  async function given(): Promise<Map<string, number>> {
+    const text = await (await fetch(`${url}/metrics`)).text();
+    const lines = text.matchAll(/^muster_gateway_replica_requests_total\{[^}]*replica="([^"]+)"[^}]*\} (\d+)/gm);
+    return new Map([...lines].map(([, name = "", count]) => [name, Number(count)]));
+  }
+
+  /** Process id of a replica's only worker. */
+  async function pidOf(name: string): Promise<number> {
+    const { status } = Group.parse(await bed.plane.api.find(`${OURS}/replicagroups/${name}`));
+    const [worker] = status.placement;
+    return worker ? (bed.kubelet(worker.node).pids("default", worker.pod).get("worker") ?? 0) : 0;
+  }
+
+  /** The long answer undisturbed, and the replica that gave most of it: the same conversation goes there again. */
+  async function undisturbed() {
+    const before = await given();
+    const answer = await chunksOf(await openSse(url, "/v1/completions", long));
+    expect(answer).toMatchObject({ isDone: true, error: undefined });
+    expect(answer.ids).toHaveLength(LONG_TOKENS);
+    expect(answer.texts).toHaveLength(LONG_CHOICES);
+    expect(answer.usage.muster.resumes).toBeUndefined();
+    const more = [...(await given())].map(([name, count]) => ({ name, count: count - (before.get(name) ?? 0) }));
+    const replica = more.toSorted((one, other) => other.count - one.count)[0]?.name ?? "";
+    return { answer, replica, pid: await pidOf(replica) };
+  }
+
+  /** The same answer, whose replica is killed once it has begun. */
+  async function expectSurvives({ answer, pid }: Awaited<ReturnType<typeof undisturbed>>): Promise<void> {
+    expect(pid).toBeGreaterThan(0);
+    const response = await openSse(url, "/v1/completions", long);
+    process.kill(pid, "SIGKILL");
+    const got = await chunksOf(response);
+    expect(got.error).toBeUndefined();
+    expect(got.usage.muster.resumes).toBeGreaterThan(0);
+    expect(got.usage.completion_tokens).toBe(LONG_TOKENS * LONG_CHOICES);
+    expect({ ids: got.ids, texts: got.texts }).toEqual({ ids: answer.ids, texts: answer.texts });
+  }
+
+  test(
+    "ready without a model; a deployment is served as soon as it is there, and its first request waits for it",
+    async () => {
+      await until(async () => (await statusOf("/readyz")) === 200, "the gateway is ready", SERVE_MS_MAX).catch(
+        (error) => {
+          throw new Error(`${error.message}\n${gatewaySaid()}`);
+        },
+      );
+      await bed.make(`${OURS}/modeldeployments`, DEPLOYMENT);
+      await until(async () => (await model()) !== undefined, "the gateway knows the deployment");
+      expect((await model())?.muster.replicas).toBe(0);
+      const body = { ...long, max_tokens: 8, n: 1 };
+      const early = await openSse(url, "/v1/completions", body);
+      const got = await chunksOf(early);
+      expect(got).toMatchObject({ isDone: true, error: undefined });
+      expect(got.ids).toHaveLength(8);
+      await replicas(2);
+      expect((await model())?.muster.aliases).toEqual(["default/nano"]);
+      await expectGolden();
+    },
+    STEP_MS_MAX,
+  );
+
+  test(
+    "kill -9 of the replica that serves a stream: the other one goes on with it, token for token",
+    async () => {
+      const before = await undisturbed();
+      await expectSurvives(before);
+      await expectGolden();
+      await replicas(2);
+      expect(await pidOf(before.replica)).not.toBe(before.pid);
+    },
+    STEP_MS_MAX,
+  );
+
+  test(
+    "without an API server requests go on, over the death of a replica too; when it is back the view is",
+    async () => {
+      const before = await undisturbed();
+      await bed.plane.killApiServer();
+      await expectGolden();
+      await expectSurvives(before);
+      await expectGolden();
+      expect(await statusOf("/readyz")).toBe(200);
+      await bed.plane.restartApiServer();
+      let seen: unknown;
+      const isBack = async () => {
+        // A server that has just come up may leave a question unanswered.
+        seen = await pidOf(before.replica).catch((error: unknown) => error);
+        return typeof seen === "number" && ![0, before.pid].includes(seen);
+      };
+      await until(isBack, "the controller has replaced the replica", BACK_MS_MAX).catch((error) => {
+        throw new Error(`${error.message}; ${before.pid} -> ${seen}\n${gatewaySaid()}\n${controllerSaid(bed)}`);
+      });
+      await replicas(2);
+      await expectGolden();
+    },
+    STEP_MS_MAX,
+  );
+});
+
+/** Inside the space, where leaders are reached by their addresses. */
+function startGateway(bed: Bed): void {
+  const { plane } = bed;
+  const listen = ["--http", `127.0.0.1:${HTTP_PORT}`, "--grpc", "127.0.0.1:8081"];
+  const args = ["gateway", "--kubernetes", "--kubeconfig", insideKubeconfig(bed), ...listen];
+  plane.processes.spawn({
+    id: "gateway",
+    ...plane.space.inside(process.execPath, [MAIN, ...args]),
+    env: { PATH: process.env.PATH ?? "", HOME: process.env.HOME ?? "/" },
+    log: join(plane.dir, "gateway.log"),
+    watchesStdin: false,
+  });
+}
