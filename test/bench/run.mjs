@@ -13,6 +13,7 @@ const ADDON = resolve(process.env.MUSTER_ADDON || join(ROOT, "native/build/muste
 /** Name, and what it answers. */
 const BENCHES = {
   autoscale: "what the autoscaler saves and costs on recorded traffic, in virtual time",
+  cluster: "what a large cluster costs the controller: time to place, reconciles, calls, memory (pods are fake)",
   overhead: "what HTTP, gRPC, scheduling and detokenising cost: tokens/s through the gateway against the bare engines",
   speculation: "what a draft in another process brings one stream: tokens per target step, tokens/s with and without",
 };

@@ -22,6 +22,9 @@ export type FaultPlan = {
   /** From then on nothing goes wrong any more; latency stays. */
   untilMs: number;
   latencyMs: readonly [number, number];
+  /** A call is on its way for `slowMs` before anything happens. */
+  slow: number;
+  slowMs: readonly [number, number];
   /** 429 or 503 with a Retry-After, or 500 without, before anything has happened. */
   refuse: number;
   /** Code 0, nothing has happened. */
@@ -42,6 +45,8 @@ export type FaultPlan = {
 export const calm: FaultPlan = {
   untilMs: 0,
   latencyMs: [0, 0],
+  slow: 0,
+  slowMs: [0, 0],
   refuse: 0,
   unreachable: 0,
   loseReply: 0,
@@ -135,6 +140,7 @@ export class FaultyApi implements KubeApi {
 
   async #call<T>(work: () => Promise<T>, signal: AbortSignal, isWrite: boolean): Promise<T> {
     await this.#latency(this.plan.latencyMs, signal);
+    if (this.#strikes("slow")) await this.#latency(this.plan.slowMs, signal);
     this.#refuse();
     const answer = await work();
     if (isWrite && this.#strikes("loseReply")) throw new KubeError(0, "Unreachable", "the reply was lost");
@@ -156,7 +162,7 @@ export class FaultyApi implements KubeApi {
     signal.throwIfAborted();
   }
 
-  #strikes(fault: Exclude<keyof FaultPlan, "untilMs" | "latencyMs" | "watchDelayMs">): boolean {
+  #strikes(fault: Exclude<keyof FaultPlan, "untilMs" | "latencyMs" | "slowMs" | "watchDelayMs">): boolean {
     if (this.#time.nowMs() >= this.plan.untilMs || this.#random() >= this.plan[fault]) return false;
     this.happened.set(fault, (this.happened.get(fault) ?? 0) + 1);
     return true;

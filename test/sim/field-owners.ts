@@ -62,13 +62,15 @@ function leavesOf(value: unknown, path: Path = [], leaves = new Map<string, unkn
 
 /** The fields of a whole object that can be owned. */
 export function fieldsOf(object: unknown): Map<string, unknown> {
-  const leaves = leavesOf(object);
-  for (const path of leaves.keys()) {
-    const [first, second] = parse(path);
-    if (first === "apiVersion" || first === "kind" || UNOWNED.has(`${String(first)}/${String(second)}`))
-      leaves.delete(path);
-  }
-  return leaves;
+  if (!isRecord(object)) return leavesOf(object);
+  const { apiVersion: _, kind: __, ...rest } = object;
+  const owned = Object.entries(rest).flatMap(([field, value]): [string, unknown][] => {
+    if (!isRecord(value)) return [[field, value]];
+    const inner = Object.entries(value).filter(([name]) => !UNOWNED.has(`${field}/${name}`));
+    const isNothing = inner.length === 0 && Object.keys(value).length > 0;
+    return isNothing ? [] : [[field, Object.fromEntries(inner)]];
+  });
+  return owned.length === 0 ? new Map() : leavesOf(Object.fromEntries(owned));
 }
 
 const parse = (path: string): Segment[] => JSON.parse(path);

@@ -52,6 +52,7 @@ export function defaultKinds(): KindRules[] {
     { ...custom(known.podGroups) },
     ...[known.configMaps, known.secrets, known.namespaces, known.leases, known.events].map(plain),
     ...[known.endpointSlices, known.resourceSlices].map(plain),
+    ...[known.persistentVolumeClaims, known.persistentVolumes].map(plain),
     ...[known.modelDeployments, known.draftPools, known.shardPlans, known.replicaGroups].map(custom),
   ];
 }

@@ -30,6 +30,12 @@ export type WriterOptions = {
 
 const MANAGER = "unknown";
 
+function isSame(one: FieldOwners, other: FieldOwners): boolean {
+  const listed = (owners: FieldOwners) =>
+    [...owners].map(([manager, paths]) => [manager, [...paths].toSorted()]).toSorted();
+  return isEqual(listed(one), listed(other));
+}
+
 /** Plain writes and applies of one name are two owners, as on the real server. */
 const updaterOf = (manager: string): string => `${manager} (update)`;
 
@@ -130,8 +136,11 @@ export class ObjectWriter {
     const object = objectOf(applied.object, rules.resource);
     const versioned = { ...object, metadata: { ...object.metadata, resourceVersion: resourceVersion ?? "" } };
     const updated = this.update(target, versioned, { ...write, manager });
-    if (!write.dryRun) this.#owners.set(live.metadata.uid ?? "", applied.owners);
-    return updated;
+    if (write.dryRun) return updated;
+    const isShared = updated === live && !isSame(this.ownersOf(live), applied.owners);
+    this.#owners.set(live.metadata.uid ?? "", applied.owners);
+    // Who owns what is a part of the object on the real server (managedFields): another owner of equal fields is a new version.
+    return isShared ? this.#store(target, { ...live }) : updated;
   }
 
   /** What the live object becomes: only the part that this write may change, identity and generation as the server has them. */
@@ -218,7 +227,10 @@ export class ObjectWriter {
   #trackWrite(live: KubeObject, next: KubeObject, write: Write): void {
     const uid = live.metadata.uid ?? "";
     const isAlone = !this.#owners.has(uid) && (write.manager === this.#creators.get(uid) || write.subresource !== "");
-    if (!isAlone) this.#owners.set(uid, ownersAfterWrite(live, next, this.ownersOf(live), write.manager));
+    if (isAlone) return;
+    // A write of the status leaves everything else as it was.
+    const part = (object: KubeObject) => (write.subresource === "status" ? { status: object.status } : object);
+    this.#owners.set(uid, ownersAfterWrite(part(live), part(next), this.ownersOf(live), write.manager));
   }
 
   #garbageHands() {

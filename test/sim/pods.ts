@@ -12,10 +12,11 @@ import { gangPod } from "../../controller/kube/gang-pods.ts";
 import { podFacts } from "../../controller/kube/pod-facts.ts";
 import { nodes, pods } from "../../controller/kube/resources.ts";
 import type { DescribeAnswer, WorkerLinks, WorkerTarget } from "../../controller/kube/worker-link.ts";
-import { type LoadRequest, type WorkerDescription, WorkerPhase } from "../../proto/gen/muster/v1/worker.ts";
+import { type LoadRequest, WorkerPhase } from "../../proto/gen/muster/v1/worker.ts";
 import type { SimApiServer } from "./api-server.ts";
 import { hasRoom } from "./scheduling.ts";
 import type { VirtualClock } from "./virtual-clock.ts";
+import { isOneGang, nameOf, type SimWorker } from "./workers.ts";
 
 /** Chances are for each pod, drawn when it starts, while `untilMs` is not reached. */
 export type PodFaults = {
@@ -35,20 +36,6 @@ export const wellBehaved: PodFaults = { untilMs: 0, crash: 0, vanish: 0, silence
 
 export type SimPodsOptions = { server: SimApiServer; time: VirtualClock; random: () => number; faults?: PodFaults };
 
-export type SimWorker = {
-  uid: string;
-  /** `namespace/name` of its pod. */
-  pod: string;
-  node: string;
-  /** Of the pod. */
-  address: string;
-  /** `namespace/name` of its ReplicaGroup. */
-  group: string;
-  description: WorkerDescription;
-  isSilent: boolean;
-  peers: readonly string[];
-};
-
 const BYTES = 1000n;
 const forever = new AbortController().signal;
 const COMM_PORT = 7000;
@@ -59,7 +46,7 @@ export class SimPods implements WorkerLinks {
   readonly violations: string[] = [];
   /** How many of each fault have happened. */
   readonly happened = new Map<string, number>();
-  /** Names (group, incarnation, worker) of all workers that ever ran. */
+  /** Names (group and its UID, incarnation, worker) of all workers that ever ran. */
   readonly started = new Set<string>();
   /** A worker has got on with its Load, as its stream would say. */
   onNews: (group: string) => void = () => {};
@@ -97,7 +84,7 @@ export class SimPods implements WorkerLinks {
   crash(worker: SimWorker): void {
     if (!this.#end(worker)) return;
     this.#count("crash");
-    this.#after(100 + this.#random() * 400, () => void this.#fail(worker, 137));
+    this.#after(100 + this.#random() * 400, () => void this.#failed(worker.uid, 137));
   }
 
   vanish(worker: SimWorker): void {
@@ -137,14 +124,32 @@ export class SimPods implements WorkerLinks {
     await this.#server.replaceStatus(nodes, { ...node, status: { ...fieldsOf(node.status), conditions } }, forever);
   }
 
+  /** The kubelet is back: it reports, ends what shall have gone meanwhile, and says what of its pods has died. */
+  async reviveNode(name: string): Promise<void> {
+    if (!this.#deadNodes.delete(name)) return;
+    const node = this.#server.objects(nodes).find(({ metadata }) => metadata.name === name);
+    if (node === undefined) throw new Error(`no node ${name}`);
+    const conditions = [{ type: "Ready", status: "True" }];
+    await this.#server.replaceStatus(nodes, { ...node, status: { ...fieldsOf(node.status), conditions } }, forever);
+    const there = this.#server.objects(pods).filter((pod) => podFacts(pod).node === name);
+    for (const worker of this.workers)
+      if (worker.node === name && !there.some(({ metadata }) => metadata.uid === worker.uid)) this.#end(worker);
+    for (const pod of there) {
+      const { uid, isLeaving, isOver } = podFacts(pod);
+      const isRunning = this.workers.some((worker) => worker.uid === uid);
+      if (isLeaving) this.#stop(pod);
+      else if (!isOver && !isRunning && gangPod(pod) !== undefined) await this.#failed(uid, 137);
+    }
+  }
+
   // ---- WorkerLinks ----
 
-  async describe(target: WorkerTarget, signal: AbortSignal): Promise<DescribeAnswer> {
+  async describe(target: WorkerTarget, signal: AbortSignal, boundMs = DESCRIBE_TIMEOUT_MS): Promise<DescribeAnswer> {
     await this.#time.sleep(signal, this.#time.nowMs() + 2 + this.#random() * 8);
     const worker = this.#at(target.address);
     if (worker === undefined) return { kind: "silent", detail: "connection refused" };
     if (worker.isSilent) {
-      await this.#time.sleep(signal, this.#time.nowMs() + DESCRIBE_TIMEOUT_MS);
+      await this.#time.sleep(signal, this.#time.nowMs() + boundMs);
       return { kind: "silent", detail: "deadline exceeded" };
     }
     return { kind: "answered", uid: worker.uid, description: { ...worker.description } };
@@ -226,6 +231,7 @@ export class SimPods implements WorkerLinks {
       node: gang.node,
       address: this.#freeAddress(),
       group: gang.group,
+      owner: pod.metadata.ownerReferences?.[0]?.uid ?? "",
       description: {
         incarnation: gang.incarnation,
         worker: gang.worker,
@@ -257,12 +263,13 @@ export class SimPods implements WorkerLinks {
 
   #checkStart(worker: SimWorker): void {
     const name = nameOf(worker);
-    if (this.started.has(name)) this.violations.push(`C1: ${name} is started twice`);
-    this.started.add(name);
+    const id = `${name} of ${worker.owner}`;
+    if (this.started.has(id)) this.violations.push(`C1: ${name} is started twice`);
+    this.started.add(id);
     const { incarnation } = worker.description;
     const other = this.workers.find(
       (each) =>
-        each.group === worker.group && each.description.incarnation !== incarnation && !this.#deadNodes.has(each.node),
+        each.owner === worker.owner && each.description.incarnation !== incarnation && !this.#deadNodes.has(each.node),
     );
     if (other !== undefined) this.violations.push(`I2: ${name} starts while ${nameOf(other)} runs`);
   }
@@ -298,9 +305,9 @@ export class SimPods implements WorkerLinks {
     if (worker !== undefined && !this.#deadNodes.has(worker.node)) this.#end(worker);
   }
 
-  async #fail(worker: SimWorker, exitCode: number): Promise<void> {
-    const pod = this.#server.objects(pods).find(({ metadata }) => metadata.uid === worker.uid);
-    if (pod === undefined || this.#deadNodes.has(worker.node)) return;
+  async #failed(uid: string, exitCode: number): Promise<void> {
+    const pod = this.#server.objects(pods).find(({ metadata }) => metadata.uid === uid);
+    if (pod === undefined || this.#deadNodes.has(podFacts(pod).node)) return;
     const terminated = { exitCode, reason: "Error" };
     await this.#writeStatus(pod, { phase: "Failed", containerStatuses: [{ name: "worker", state: { terminated } }] });
   }
@@ -386,12 +393,4 @@ export class SimPods implements WorkerLinks {
       if (this.#workers.get(worker.address) === worker) run();
     });
   }
-}
-
-export function nameOf({ group, description }: SimWorker): string {
-  return `${group}#${description.incarnation}/${description.worker}`;
-}
-
-function isOneGang(one: SimWorker, other: SimWorker): boolean {
-  return one.group === other.group && one.description.incarnation === other.description.incarnation;
 }

@@ -11,16 +11,16 @@ export type SimProcessOptions = {
   offsetMs: number;
   /** How fast its clock runs; 1 is right. */
   rate: number;
-  /** In true time. */
+  /** In true time; one without an end is the death of the process. May grow. */
   pauses: readonly Pause[];
 };
-
-const never = new AbortController().signal;
 
 export class SimProcess implements Clock {
   readonly #time: VirtualTime;
   readonly #options: SimProcessOptions;
   readonly #beginMs: number;
+  /** Its own: a process that never wakes goes with everything that waits for it. */
+  readonly #never = new AbortController().signal;
 
   constructor(time: VirtualTime, options: SimProcessOptions) {
     this.#time = time;
@@ -48,7 +48,7 @@ export class SimProcess implements Clock {
   /** Resolves while the process runs. */
   async awake(): Promise<void> {
     for (let endMs = this.#pauseEndMs(); endMs !== undefined; endMs = this.#pauseEndMs()) {
-      await this.#time.sleep(never, endMs);
+      await this.#time.sleep(this.#never, endMs);
     }
   }
 
