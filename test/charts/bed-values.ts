@@ -1,11 +1,10 @@
-// Values with which the chart runs on one machine: pods of a process kubelet share one network space, so each listens on its own
-// address alone, and images stand for programs of the checkout.
+// Values with which the chart runs in a bed whose pods have networks of their own: images stand for programs of the checkout, the
+// machine is small, and nobody waits for clients to leave. All else is the chart's own.
 import { join } from "node:path";
 import { findNatsServer } from "../../controller/local/nats.ts";
 
 const MUSTER = [process.execPath, join(import.meta.dirname, "../../controller/cli/main.ts")];
-const LISTEN_HOST = "$(MUSTER_POD_IP)";
-/** The machine is small; what pods ask for must fit its nodes. */
+/** What pods ask for must fit the bed's nodes. */
 const RESOURCES = { requests: { cpu: "10m", memory: "64Mi" } };
 
 /** For Bed.start: what the chart's images run. Throws where there is no nats-server. */
@@ -16,12 +15,11 @@ export function bedEntrypoints(): Record<string, readonly string[]> {
 }
 
 export function bedValues() {
-  const program = { listenHost: LISTEN_HOST, resources: RESOURCES };
   return {
-    controller: program,
-    gateway: { ...program, drainSeconds: 2, leaveSeconds: 0 },
-    nats: program,
-    worker: { template: { command: MUSTER, listenHost: LISTEN_HOST, drainSeconds: 5 } },
+    controller: { resources: RESOURCES },
+    gateway: { resources: RESOURCES, drainSeconds: 2, leaveSeconds: 0 },
+    nats: { resources: RESOURCES },
+    worker: { template: { command: MUSTER, drainSeconds: 5 } },
     test: { command: [process.execPath] },
   };
 }

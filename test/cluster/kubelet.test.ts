@@ -381,4 +381,16 @@ describe.skipIf(why !== undefined)(why === undefined ? "process kubelet" : `proc
     await until(() => !isAlive(pid), "the zombie has ended");
     await until(async () => await bed.isNodeReady("plain"), "the node is ready again", NODE_MS_MAX);
   }, 90_000);
+
+  test("U4: a node that was silent too long is heard again, and its pods are ready again", async () => {
+    const plain = bed.kubelet("plain");
+    await bed.make(POD_PATH, pod("patient", { readinessProbe: ready }, { nodeSelector: evictable.nodeSelector }));
+    const { status } = await bed.ready("patient");
+    plain.sever();
+    await bed.seen("patient", "is said not to be ready", (now) => !isReady(now), NODE_MS_MAX);
+    await plain.revive();
+    const again = await bed.ready("patient", NODE_MS_MAX);
+    expect(restarts(again)).toBe(restarts({ ...again, status }));
+    await bed.end("patient");
+  }, 90_000);
 });

@@ -50,6 +50,8 @@ type Wanted = {
   featureGates?: Record<string, boolean>;
   /** Each pod has a network of its own: see `connections`. */
   podNetworks?: boolean;
+  /** How long a node may be silent before it is NotReady; default: that of the control plane, for tests of dead nodes. */
+  nodeGraceSeconds?: number;
 };
 
 export const isReady = ({ status }: PodSeen): boolean =>
@@ -68,11 +70,12 @@ export class Bed {
   }
 
   static async start(wanted: Wanted): Promise<Bed> {
-    const { nodes: wishes, entrypoints = {}, featureGates = {}, podNetworks = false } = wanted;
+    const { nodes: wishes, entrypoints = {}, featureGates = {}, podNetworks = false, nodeGraceSeconds } = wanted;
     const plane = await startControlPlane({
       dir: mkdtempSync(join(tmpdir(), "muster-bed-")),
       featureGates,
       podNetworks,
+      ...(nodeGraceSeconds === undefined ? {} : { nodeGraceSeconds }),
     });
     try {
       const nodes = new Nodes(plane, entrypoints, podNetworks);

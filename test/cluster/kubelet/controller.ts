@@ -49,6 +49,20 @@ export function startController(bed: Bed, flags: Flags = {}, { id = "controller"
   });
 }
 
+/** Starts a gateway inside the space, where leaders are reached by their addresses; `http`: where it listens. */
+export function startGateway(bed: Bed, http: string): void {
+  const { plane } = bed;
+  const listen = ["--http", http, "--grpc", "127.0.0.1:8081"];
+  const args = ["gateway", "--kubernetes", "--kubeconfig", insideKubeconfig(bed), ...listen];
+  plane.processes.spawn({
+    id: "gateway",
+    ...plane.space.inside(process.execPath, [MAIN, ...args]),
+    env: { PATH: process.env.PATH ?? "", HOME: process.env.HOME ?? "/" },
+    log: logOf(bed, "gateway"),
+    watchesStdin: false,
+  });
+}
+
 /** The end of what a controller wrote; empty where none was started under `id`. */
 export function controllerSaid(bed: Bed, id = "controller"): string {
   return existsSync(logOf(bed, id)) ? readFileSync(logOf(bed, id), "utf8").slice(-SAID_CHARS_MAX) : "";

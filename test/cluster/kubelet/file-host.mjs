@@ -1,6 +1,6 @@
 // A file server inside a bed's network space: `node file-host.mjs PORT FOLDER [TOKEN]`. Serves a folder with ranges and the
 // content's sha256 as etag; where a token is given nothing is served without it. Weights stop half-way until GET /release:
-// whoever pulls is then seen pulling, however fast the machine is.
+// whoever pulls is then seen pulling, however fast the machine is. After GET /pace?bytes=N they come at N bytes per second instead.
 import { createHash } from "node:crypto";
 import { readFileSync, statSync } from "node:fs";
 import { createServer } from "node:http";
@@ -13,6 +13,22 @@ const known = new Map();
 const held = new Set();
 const asked = [];
 let isReleased = false;
+let pace = 0;
+const SLICES_PER_SECOND = 20;
+
+/** Weights as a slow network brings them. */
+function trickle(response, body) {
+  const slice = Math.ceil(pace / SLICES_PER_SECOND);
+  let sent = 0;
+  const timer = setInterval(() => {
+    response.write(body.subarray(sent, sent + slice));
+    sent += slice;
+    if (sent < body.length) return;
+    clearInterval(timer);
+    response.end();
+  }, 1_000 / SLICES_PER_SECOND);
+  response.on("close", () => clearInterval(timer));
+}
 
 function fileOf(path) {
   const name = basename(path);
@@ -26,7 +42,7 @@ function fileOf(path) {
 }
 
 createServer((request, response) => {
-  const path = new URL(request.url ?? "/", "http://host").pathname;
+  const { pathname: path, searchParams } = new URL(request.url ?? "/", "http://host");
   if (path === "/release") {
     isReleased = true;
     for (const go of held) go();
@@ -35,6 +51,10 @@ createServer((request, response) => {
   if (path === "/hold") {
     isReleased = false;
     asked.length = 0;
+    return response.end();
+  }
+  if (path === "/pace") {
+    pace = Number(searchParams.get("bytes"));
     return response.end();
   }
   if (path === "/asked") return response.end(JSON.stringify(asked));
@@ -57,6 +77,7 @@ createServer((request, response) => {
     ...(from === undefined ? {} : { "content-range": `bytes ${begin}-${end - 1}/${bytes.length}` }),
   });
   if (isReleased || !HELD.test(name) || body.length < HELD_BYTES_MIN) return response.end(body);
+  if (pace > 0) return trickle(response, body);
   const half = Math.floor(body.length / 2);
   response.write(body.subarray(0, half));
   const go = () => {

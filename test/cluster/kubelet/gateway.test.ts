@@ -8,7 +8,7 @@ import { chunksOf, openSse } from "../../controller/gateway/sse-client.ts";
 import { until } from "../../until.ts";
 import { whyNoControlPlane } from "../controlplane/binary.ts";
 import { BED_TIMEOUT_MS, Bed } from "./bed.ts";
-import { controllerSaid, insideKubeconfig, installCrds, MAIN, startController } from "./controller.ts";
+import { controllerSaid, installCrds, startController, startGateway } from "./controller.ts";
 
 const ROOT = join(import.meta.dirname, "../../..");
 const OURS = "/apis/muster.dev/v1alpha1/namespaces/default";
@@ -71,7 +71,7 @@ describe.skipIf(why !== undefined)(`muster gateway on a real control plane${why 
     });
     await installCrds(bed);
     startController(bed);
-    startGateway(bed);
+    startGateway(bed, `127.0.0.1:${HTTP_PORT}`);
     url = `http://127.0.0.1:${(await bed.plane.space.forward("127.0.0.1", HTTP_PORT)).port}`;
   }, BED_TIMEOUT_MS);
   afterAll(async () => {
@@ -225,17 +225,3 @@ describe.skipIf(why !== undefined)(`muster gateway on a real control plane${why 
     STEP_MS_MAX,
   );
 });
-
-/** Inside the space, where leaders are reached by their addresses. */
-function startGateway(bed: Bed): void {
-  const { plane } = bed;
-  const listen = ["--http", `127.0.0.1:${HTTP_PORT}`, "--grpc", "127.0.0.1:8081"];
-  const args = ["gateway", "--kubernetes", "--kubeconfig", insideKubeconfig(bed), ...listen];
-  plane.processes.spawn({
-    id: "gateway",
-    ...plane.space.inside(process.execPath, [MAIN, ...args]),
-    env: { PATH: process.env.PATH ?? "", HOME: process.env.HOME ?? "/" },
-    log: join(plane.dir, "gateway.log"),
-    watchesStdin: false,
-  });
-}

@@ -1,6 +1,6 @@
 // The chart, installed in a bed as a platform team installs it, and its doors: whom it runs, who leads, where to ask. Owns the two
 // namespaces (both enforce pod security `restricted`): HOME of the release, WORK of the models.
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { z } from "zod";
 import { bedEntrypoints, bedValues } from "../../charts/bed-values.ts";
@@ -16,6 +16,8 @@ export const DEPLOYMENTS = ["muster-controller", "muster-gateway", "muster-nats"
 export const RUN_MS_MAX = 240_000;
 /** As pods and as the proxy behind its Service see the API server. */
 const API_SERVER = ["10.0.0.1/32", "127.0.0.1/32"];
+/** No node dies here; one that a busy machine keeps silent is not to be taken for dead. */
+const NODE_GRACE_SECONDS = 120;
 const LOG_CHARS_MAX = 3_000;
 
 const Pod = z.looseObject({
@@ -49,6 +51,7 @@ export class Installation {
       entrypoints: bedEntrypoints(),
       featureGates: { GenericWorkload: true },
       podNetworks: true,
+      nodeGraceSeconds: NODE_GRACE_SECONDS,
     });
     const labels = { "pod-security.kubernetes.io/enforce": "restricted" };
     for (const name of [HOME, WORK])
@@ -120,6 +123,27 @@ export class Installation {
   pidOf({ metadata, spec }: Pod): number {
     const pids = this.bed.kubelet(spec.nodeName).pids(metadata.namespace, metadata.name);
     return pids.get(spec.containers[0]?.name ?? "") ?? 0;
+  }
+
+  /** Processor time in ns, by thread, of the threads that the native engine has made: named as the one that made them. */
+  engineTimes(pod: Pod): Map<string, number> {
+    const pid = this.pidOf(pod);
+    const read = (thread: string, file: string) => readFileSync(`/proc/${pid}/task/${thread}/${file}`, "utf8");
+    const own = String(pid);
+    const name = read(own, "comm");
+    const threads = readdirSync(`/proc/${pid}/task`).filter(
+      (thread) => thread !== own && read(thread, "comm") === name,
+    );
+    return new Map(threads.map((thread) => [thread, Number(read(thread, "schedstat").split(" ")[0])]));
+  }
+
+  /** What `kubectl get` shows of one object of WORK, by column. */
+  async columns(kind: string, name: string): Promise<Record<string, string>> {
+    const { stdout } = await this.bed.plane.kubectl(["get", kind, name, "-n", WORK]);
+    const [head = "", row = ""] = stdout.split("\n");
+    const heads = [...head.matchAll(/\S+/g)];
+    const cells = heads.map(({ index }, i) => row.slice(index, heads[i + 1]?.index).trim());
+    return Object.fromEntries(heads.map(([column], i) => [column, cells[i] ?? ""]));
   }
 
   /** Without grace: its processes end as by SIGKILL, and whoever owns it makes another. */

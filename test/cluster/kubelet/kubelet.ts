@@ -5,6 +5,7 @@
 //   U1  while the node is heard, lease and status are fresh; dead or severed, not one request leaves it.
 //   U2  a pod is deleted from the API (grace 0) only when none of its processes runs.
 //   U3  pods that ask for more devices than are free fail on arrival: a double booking is seen, never hidden.
+//   U4  whether a pod is ready is this node's to say: what others have said while it was silent is put right.
 import { mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { isDeepStrictEqual } from "node:util";
@@ -209,7 +210,16 @@ export class ProcessKubelet {
       if (signal.aborted) return;
       const word = count % STATUS_EVERY === 0 ? this.#postNode() : renewLease(this.#site.api, this.name, signal);
       await word.catch(() => undefined);
+      if (!signal.aborted) for (const held of this.#pods.values()) this.#insistOnReady(held);
     }
+  }
+
+  /** U4: a node that was silent for a while has had its pods said to be not ready: heard again, it says what is. */
+  #insistOnReady(held: Held): void {
+    const said = readyOf(held.running.pod.status.conditions);
+    if (held.posted === undefined || said === undefined || said === readyOf(held.posted.conditions)) return;
+    held.posted = undefined;
+    this.#post(held);
   }
 
   async #follow(signal: AbortSignal): Promise<void> {
@@ -369,6 +379,9 @@ export class ProcessKubelet {
     await api.ask({ method: "PATCH", path, patch: "strategic-merge-patch", body, signal });
   }
 }
+
+const readyOf = (conditions: readonly { type: string; status: string }[]): string | undefined =>
+  conditions.find(({ type }) => type === "Ready")?.status;
 
 /** Whether a refused request is about a pod that is no more. Throws where the request itself is wrong. */
 function isPointless(error: unknown): boolean {

@@ -111,7 +111,12 @@ describe.skipIf(why !== undefined)(`pods with networks of their own${why ? ` (sk
       ip: caller.status.podIP,
       pod: { namespace: "default", name: "caller", labels: { app: "caller" } },
     });
-    await bed.end("server", "caller");
+    // C2, C4: what the server leaves in the tables is still what it was.
+    const before = between();
+    await bed.end("server");
+    expect(between()).toEqual(before);
+    expect(bed.connections().filter(({ from }) => from.pod?.name === "server")).toEqual([]);
+    await bed.end("caller");
   });
 
   test("a pod's loopback is its own", async () => {

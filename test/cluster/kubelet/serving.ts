@@ -96,31 +96,47 @@ export function goldenPrompts(): z.infer<typeof Golden>["greedy"] {
   return sure;
 }
 
-/** Greedy tokens and text of each prompt, as long as the golden ones, from the group's leader. */
-export async function answersOf(bed: Bed, { status }: Group): Promise<{ tokens: number[]; text: string }[]> {
+type Wish = { ids: number[]; maxTokens: number };
+
+/** What the group's leader answers to greedy requests that run beside each other, chunk by chunk. */
+async function chunksOf(bed: Bed, { status }: Group, wishes: readonly Wish[]): Promise<Chunk[][]> {
   const [address = "", port = ""] = status.leader?.split(":") ?? [];
   const forward = await bed.plane.space.forward(address, Number(port));
   const client = new WorkerClient(`127.0.0.1:${forward.port}`, credentials.createInsecure(), channelOptions);
   try {
-    const prompts = goldenPrompts();
     const call = client.submit();
-    const chunks = prompts.map((): Chunk[] => []);
-    for (const [id, { prompt_ids: ids, greedy }] of prompts.entries()) {
+    const chunks = wishes.map((): Chunk[] => []);
+    for (const [id, { ids, maxTokens }] of wishes.entries()) {
       const input = { $case: "prompt", value: { ids } } as const;
-      const open = Open.fromPartial({ id, input, maxTokens: greedy.length, ignoreEos: true });
+      const open = Open.fromPartial({ id, input, maxTokens, ignoreEos: true, margins: true });
       call.write({ incarnation: BigInt(status.incarnation ?? 0), kind: { $case: "open", value: open } });
     }
     call.end();
     const responses: AsyncIterable<SubmitResponse> = call;
     for await (const response of responses) for (const chunk of response.chunks) chunks[chunk.id]?.push(chunk);
-    return chunks.map((of) => ({
-      tokens: of.flatMap(({ tokens }) => tokens),
-      text: of.map((chunk) => chunk.text).join(""),
-    }));
+    return chunks;
   } finally {
     client.close();
     await forward.close();
   }
+}
+
+/** Greedy tokens and text of each prompt, as long as the golden ones, from the group's leader. */
+export async function answersOf(bed: Bed, group: Group): Promise<{ tokens: number[]; text: string }[]> {
+  const wishes = goldenPrompts().map(({ prompt_ids: ids, greedy }) => ({ ids, maxTokens: greedy.length }));
+  return (await chunksOf(bed, group, wishes)).map((of) => ({
+    tokens: of.flatMap(({ tokens }) => tokens),
+    text: of.map((chunk) => chunk.text).join(""),
+  }));
+}
+
+/** Greedy tokens of one prompt, and how near each was to another one: the smallest of the gaps it was chosen by. */
+export async function greedyOf(bed: Bed, group: Group, wish: Wish): Promise<{ tokens: number[]; gaps: number[] }> {
+  const [chunks = []] = await chunksOf(bed, group, [wish]);
+  const tokens = chunks.flatMap((chunk) => chunk.tokens);
+  const gaps = chunks.flatMap(({ margins }) => margins.map(({ scoreGap, routerGap }) => Math.min(scoreGap, routerGap)));
+  expect(gaps.length).toBe(tokens.length);
+  return { tokens, gaps };
 }
 
 export async function expectGolden(bed: Bed, group: Group): Promise<void> {
