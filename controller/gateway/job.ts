@@ -55,12 +55,13 @@ export type JobParts = Pick<Job, "ask" | "model" | "sink" | "comingMs">;
 export function makeJob(parts: JobParts, now: number): Job {
   const { ask } = parts;
   const choices: Choice[] = [];
+  const kin = { revision: undefined };
   for (const input of ask.inputs) {
     const seed = ask.seed ?? drawSeed();
     const sticky = stickyOf(ask.conversation, input);
     for (let i = 0; i < ask.n; i++) {
       const index = choices.length;
-      choices.push(makeChoice({ index, input, seed: seedOfChoice(seed, i), terms: ask.terms, sticky }, now));
+      choices.push(makeChoice({ index, input, seed: seedOfChoice(seed, i), terms: ask.terms, sticky, kin }, now));
     }
   }
   const job: Job = {

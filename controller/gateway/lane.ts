@@ -84,7 +84,7 @@ export class Lane<Owner> {
 
   /** Ids of a text or of messages; nothing while no replica is linked. */
   tokenize(input: Parameters<Replica<Owner>["tokenize"]>[0]): Promise<number[]> | undefined {
-    const need: Need = { origin: undefined, sticky: "", isNew: true, revision: this.#wanted };
+    const need: Need = { origin: undefined, sticky: "", isNew: true, revision: this.#wanted, bound: undefined };
     return route(this.#linked(), need)?.tokenize(input);
   }
 
@@ -120,17 +120,22 @@ export class Lane<Owner> {
   }
 
   #place(running: Running<Owner>, isNew: boolean): void {
-    const { origin, sticky } = running.choice;
-    const replica = route(this.#linked(), { origin, sticky, isNew, revision: this.#wanted });
+    const { origin, sticky, kin } = running.choice;
+    const wanted = this.#wanted;
+    const need = { origin, sticky, isNew, revision: wanted, bound: kin.revision };
+    const replica = route(this.#linked(), need);
     if (replica) {
       replica.open(running);
       this.#options.events.placed(replica.name);
       return;
     }
-    const other = origin && replacedBy(origin.revision, this.#standings());
-    if (origin && other !== undefined) {
-      this.#options.events.stranded(running, revisionChanged(origin.revision, other));
-      return;
+    const { revision } = kin;
+    if (revision !== undefined) {
+      const other = replacedBy({ revision, wanted, hasBegun: origin !== undefined }, this.#standings());
+      if (other !== undefined) {
+        this.#options.events.stranded(running, revisionChanged(revision, other));
+        return;
+      }
     }
     this.held.add(running);
   }
@@ -152,7 +157,10 @@ export class Lane<Owner> {
       if (!running) continue;
       const verdict = this.#absorb(replica, running, chunk, now);
       if (chunk.tokens.length > 0) replica.isWell();
-      steps.push({ running, chunk, verdict });
+      // Opened on another revision than its request's: what came with it is nobody's.
+      const isElsewhere = verdict === "hold" && !chunk.finish;
+      if (isElsewhere) replica.cancelId(chunk.id);
+      else steps.push({ running, chunk, verdict });
       if (verdict === "going") continue;
       replica.forget(chunk.id);
       // Before the step is told: whoever is told may take the choice off the lane again.

@@ -47,7 +47,7 @@ export class GatewayMetrics {
   readonly #tokens = this.#counter("tokens", "Prompt tokens in and generated tokens out, by model");
   readonly #placed = this.#counter("replica_requests", "Choices given to each replica, resumed ones included");
   readonly #resumes = this.#counter("resumes", "Streams taken over by another leader");
-  readonly #numericsChanges = this.#counter("numerics_changes", "Streams taken over under another numerics id");
+  readonly #numericsChanges = this.#counter("numerics_changes", "Streams that went on under another numerics id");
   readonly #queueRefusals = this.#counter("queue_refusals", "Requests refused because a queue was full, by whose");
   readonly #dropped = this.#counter("clients_dropped", "Clients dropped because they did not read");
   readonly #firstToken = this.#histogram("time_to_first_token_seconds", "Request to first token", LATENCY_BUCKETS_S);
@@ -105,6 +105,11 @@ export class GatewayMetrics {
   resumed(model: string, otherNumerics: boolean): void {
     this.#resumes.add(1, { model });
     if (otherNumerics) this.#numericsChanges.add(1, { model });
+  }
+
+  /** A stream went on while its leader's numerics changed: experts were moved. */
+  moved(model: string): void {
+    this.#numericsChanges.add(1, { model });
   }
 
   queueRefused(by: "gateway" | "leader"): void {

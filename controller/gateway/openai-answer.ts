@@ -12,6 +12,11 @@ export type Answer = { id: string; created: number; model: string; presentation:
 
 type ErrorBody = { error: { message: string; type: string; param: string | null; code: string | null } };
 
+/** By which answers of two revisions are told apart: the revision's first digits. Empty while no leader has begun. */
+const FINGERPRINT_DIGITS = 12;
+export const fingerprintOf = (choice: Choice | undefined): string =>
+  choice?.origin?.revision.slice(0, FINGERPRINT_DIGITS) ?? "";
+
 export const errorBody = (fault: Fault): ErrorBody => ({
   error: {
     message: fault.detail,
@@ -98,6 +103,7 @@ export function wholeBody(answer: Answer, choices: readonly Choice[], wholes: re
     object: api === "chat" ? "chat.completion" : "text_completion",
     created: answer.created,
     model: answer.model,
+    system_fingerprint: fingerprintOf(choices[0]),
     choices: choices.map((choice, index) => {
       const { text, logprobs: entries } = wholes[index] ?? { text: "", logprobs: [] };
       return {
@@ -117,21 +123,23 @@ export function wholeBody(answer: Answer, choices: readonly Choice[], wholes: re
 /** What comes before and after the JSON string of a streamed text piece of one choice. */
 export type Frame = { before: string; after: string };
 
-function envelope(answer: Answer): { head: string; tail: string } {
+function envelope(answer: Answer, choice: Choice | undefined): { head: string; tail: string } {
   const { api, includeUsage } = answer.presentation;
   const shared = {
     id: answer.id,
     object: api === "chat" ? "chat.completion.chunk" : "text_completion",
     created: answer.created,
     model: answer.model,
+    system_fingerprint: fingerprintOf(choice),
   };
   const head = `data: ${JSON.stringify(shared).slice(0, -1)},"choices":[`;
   return { head, tail: `]${includeUsage ? ',"usage":null' : ""}}\n\n` };
 }
 
 /** The hot path: `before + JSON.stringify(text) + after` is the whole event of a text piece. */
-export function textFrame(answer: Answer, index: number): Frame {
-  const { head, tail } = envelope(answer);
+export function textFrame(answer: Answer, choice: Choice): Frame {
+  const { head, tail } = envelope(answer, choice);
+  const { index } = choice;
   return answer.presentation.api === "chat"
     ? {
         before: `${head}{"index":${index},"delta":{"content":`,
@@ -144,7 +152,7 @@ type Piece = { text: string; tokens: readonly number[]; logprobs: readonly Token
 
 /** An event with more than text: log-probabilities or token ids. */
 export function detailEvent(answer: Answer, choice: Choice, piece: Piece, isFirst: boolean): string {
-  const { head, tail } = envelope(answer);
+  const { head, tail } = envelope(answer, choice);
   const { api, logprobs, returnTokenIds } = answer.presentation;
   const muster = isFirst
     ? { prompt_token_ids: choice.origin?.prompt ?? [], token_ids: piece.tokens }
@@ -160,14 +168,15 @@ export function detailEvent(answer: Answer, choice: Choice, piece: Piece, isFirs
 }
 
 /** The first event of a choice of the chat API. */
-export function roleEvent(answer: Answer, index: number): string {
-  const { head, tail } = envelope(answer);
+export function roleEvent(answer: Answer, choice: Choice): string {
+  const { head, tail } = envelope(answer, choice);
+  const { index } = choice;
   const delta = { role: "assistant", content: "", refusal: null };
   return head + JSON.stringify({ index, delta, logprobs: null, finish_reason: null }) + tail;
 }
 
 export function finishEvent(answer: Answer, choice: Choice): string {
-  const { head, tail } = envelope(answer);
+  const { head, tail } = envelope(answer, choice);
   const body = {
     index: choice.index,
     ...(answer.presentation.api === "chat" ? { delta: {} } : { text: "" }),
@@ -179,7 +188,7 @@ export function finishEvent(answer: Answer, choice: Choice): string {
 
 /** The last event where stream_options.include_usage asked for it. */
 export function usageEvent(answer: Answer, choices: readonly Choice[], n: number): string {
-  const { head } = envelope(answer);
+  const { head } = envelope(answer, choices[0]);
   return `${head}],"usage":${JSON.stringify(usageOf(choices, n))}}\n\n`;
 }
 

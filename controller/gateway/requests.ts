@@ -7,6 +7,7 @@
 //   G3  A stream never crosses revisions; over another numerics id it goes on, but `numericsChanged` says so.
 //   G4  Time without a leader's word is bounded by holdMs since the last token (before the first `Opened` by the time its model
 //       takes to come); once a leader has answered `Opened`, the time on its queue does not count.
+//   G5  The choices of one request have one revision.
 import { invalid, lost, transient } from "../../proto/fault.ts";
 import type { Chunk, Fault, Finish, Open, Sampling } from "../../proto/gen/muster/v1/worker.ts";
 import { Fault_Kind, Finish_Reason } from "../../proto/gen/muster/v1/worker.ts";
@@ -42,6 +43,9 @@ export type Ask = {
 /** Who answered `Opened` first. */
 export type Origin = { prompt: number[]; revision: string; numericsId: string };
 
+/** G5: the revision that the first choice of a request has begun on is that of all. */
+export type Kin = { revision: string | undefined };
+
 export type Tally = { drafted: number; accepted: number; targetSteps: number };
 
 export type ChoiceState =
@@ -59,6 +63,8 @@ export type Choice = {
   readonly terms: Terms;
   /** Equal for choices of one conversation: they keep their replica. */
   readonly sticky: string;
+  /** Shared by the choices of one request. */
+  readonly kin: Kin;
   origin: Origin | undefined;
   generated: number[];
   textSent: number;
@@ -74,7 +80,7 @@ export type Choice = {
 
 export type Verdict = "going" | "hold" | "over";
 
-export type ChoiceParts = Pick<Choice, "index" | "input" | "seed" | "terms" | "sticky">;
+export type ChoiceParts = Pick<Choice, "index" | "input" | "seed" | "terms" | "sticky" | "kin">;
 
 export function makeChoice(parts: ChoiceParts, now: number): Choice {
   return {
@@ -144,6 +150,10 @@ function failChoice(choice: Choice, fault: Fault): "over" {
 export function absorb(choice: Choice, chunk: Chunk, now: number): Verdict {
   if (chunk.opened) {
     endHold(choice, now);
+    if (isElsewhere(choice, chunk.opened)) {
+      holdChoice(choice, now);
+      return "hold";
+    }
     const refused = begin(choice, chunk.opened);
     if (refused) return failChoice(choice, refused);
   }
@@ -159,9 +169,14 @@ export function absorb(choice: Choice, chunk: Chunk, now: number): Verdict {
   return chunk.finish ? conclude(choice, chunk.finish, now) : "going";
 }
 
+/** G5: it has nothing yet, and its request has begun on another revision meanwhile: it is placed again. */
+const isElsewhere = ({ origin, kin }: Choice, { revision }: NonNullable<Chunk["opened"]>): boolean =>
+  origin === undefined && kin.revision !== undefined && kin.revision !== revision;
+
 function begin(choice: Choice, opened: NonNullable<Chunk["opened"]>): Fault | undefined {
-  const { origin } = choice;
+  const { origin, kin } = choice;
   if (!origin) {
+    kin.revision ??= opened.revision;
     choice.origin = { prompt: opened.prompt, revision: opened.revision, numericsId: opened.numericsId };
     choice.heldMs = 0;
     return undefined;
@@ -183,6 +198,7 @@ export const revisionChanged = (from: string, to: string): Fault =>
   );
 
 function conclude(choice: Choice, finish: Finish, now: number): Verdict {
+  if (finish.numericsChanged) choice.numericsChanged = true;
   if (finish.reason === Finish_Reason.STOP || finish.reason === Finish_Reason.LENGTH) {
     addTally(choice.tally, finish);
     choice.state = { kind: "ended", reason: finish.reason === Finish_Reason.STOP ? "stop" : "length" };

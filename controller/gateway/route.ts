@@ -2,8 +2,10 @@
 //   R1  A choice that has begun goes on only on its revision; of those that serve it, one of its own numerics id first.
 //   R2  What drains takes nothing new; it takes over what has begun on its revision only where no other does.
 //   R3  What was lost or refused lately rests: it gets nothing but a new choice that no other replica can take.
-//   R4  A new choice goes to the revision that is wanted as long as a replica of it has room: others are being replaced.
+//   R4  A new choice goes to the revision that is wanted as long as a replica of it takes it up at once: others are being
+//       replaced. Where all of those have queues every revision counts: the first new replica cannot do the work of all old ones.
 //   R5  One conversation keeps its replica (where its prefix may still be cached) until that is clearly busier than another.
+//   R6  A request has one revision: what one of its choices has begun on binds the others.
 
 export type Load = {
   /** Sequences on the leader, by its last figures. */
@@ -36,6 +38,8 @@ export type Need = {
   isNew: boolean;
   /** The revision that is wanted. */
   revision: string;
+  /** The one that its request has begun on by another choice; undefined: none has begun. */
+  bound: string | undefined;
 };
 
 /** Of two that wait at a leader each costs a step and a place: counted twice, so that queues even out before batches do. */
@@ -61,13 +65,14 @@ function preferring<T>(all: readonly T[], isBetter: (one: T) => boolean): readon
   return better.length > 0 ? better : all;
 }
 
-function eligible<C extends Candidate>(all: readonly C[], { origin, isNew, revision: wanted }: Need): readonly C[] {
+function eligible<C extends Candidate>(all: readonly C[], need: Need): readonly C[] {
+  const { origin, isNew, bound, revision: wanted } = need;
   const fresh = all.filter((one) => !one.isResting);
   const awake = fresh.length === 0 && isNew ? all : fresh;
   if (origin === undefined) {
-    const taking = awake.filter((one) => !one.isDraining);
+    const taking = awake.filter((one) => !one.isDraining && (bound === undefined || one.revision === bound));
     const roomy = preferring(taking, (one) => !isFull(one));
-    return preferring(roomy, ({ revision }) => revision === wanted);
+    return preferring(roomy, ({ revision, load }) => revision === wanted && load.waiting === 0);
   }
   const same = awake.filter(({ revision }) => revision === origin.revision);
   const staying = preferring(same, (one) => !one.isDraining);
@@ -105,8 +110,18 @@ export function affinity(sticky: string, replica: string): number {
 
 type Standing = { revision: string; draining: boolean; isServing: boolean };
 
-/** The revision that has replaced this one: no replica of it serves or will, and others do. Nothing while it may come back. */
-export function replacedBy(revision: string, replicas: readonly Standing[]): string | undefined {
-  if (replicas.some((one) => one.revision === revision && (!one.draining || one.isServing))) return undefined;
+type Stuck = {
+  revision: string;
+  /** The revision that is wanted; empty: not known. */
+  wanted: string;
+  /** What drains may still go on with what has begun. */
+  hasBegun: boolean;
+};
+
+/** The revision that has replaced this one: no replica of it can take the choice or ever will. Nothing while one may. */
+export function replacedBy({ revision, wanted, hasBegun }: Stuck, replicas: readonly Standing[]): string | undefined {
+  const mayTake = ({ draining, isServing }: Standing) => !draining || (hasBegun && isServing);
+  if (replicas.some((one) => one.revision === revision && mayTake(one))) return undefined;
+  if (wanted !== "" && wanted !== revision) return wanted;
   return replicas.find((one) => one.isServing && one.revision !== revision)?.revision;
 }

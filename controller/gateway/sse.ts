@@ -78,10 +78,10 @@ export class SseSink implements Sink {
 
   #beginChoice(choice: Choice): Frame {
     const { answer } = this.#options;
-    const frame = textFrame(answer, choice.index);
+    const frame = textFrame(answer, choice);
     this.#frames[choice.index] = frame;
     this.#choices[choice.index] = choice;
-    if (answer.presentation.api === "chat") this.#buffer += roleEvent(answer, choice.index);
+    if (answer.presentation.api === "chat") this.#buffer += roleEvent(answer, choice);
     return frame;
   }
 

@@ -224,6 +224,7 @@ export class Streams {
     if (chunk.opened && choice.resumes > 0) {
       this.#metrics.resumed(job.model, chunk.opened.numericsId !== choice.origin?.numericsId);
     }
+    if (chunk.finish?.numericsChanged) this.#metrics.moved(job.model);
     if (choice.state.kind === "failed") {
       if (choice.state.fault.code === "queue_full") this.#metrics.queueRefused("leader");
       this.#fail(job, choice.state.fault);

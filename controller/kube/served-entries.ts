@@ -57,7 +57,7 @@ function entriesOf({ key, object, status, groups }: Seen, { plans }: ServedStore
   const ordered = groups.toSorted((one, other) => place(one) - place(other) || one.spec.ordinal - other.spec.ordinal);
   const entries = ordered.map((group) => groupEntry(naming, group, planFields(plans, namespace, group.spec.plan)));
   const isWithout = !isLeaving && groups.every(isDraining);
-  return isWithout ? [...entries, ownEntry(naming, status, planFields(plans, namespace, status.planName))] : entries;
+  return isWithout ? [ownEntry(naming, status, planFields(plans, namespace, status.planName)), ...entries] : entries;
 }
 
 /** Zero replicas by a person's word; asleep by the autoscaler's is another thing. */

@@ -80,7 +80,8 @@ describe.skipIf(why !== undefined)(`fields on a real API server${why ? ` (skippe
     await installCrds(bed);
     const nobody = { "example.com/nobody": 1 };
     const template = workerTemplate(bed, { resources: { requests: nobody, limits: nobody } });
-    startController(bed, { "worker-template": template, listen: "127.0.0.1:7441", advertise: "127.0.0.1" });
+    const heard = { listen: "127.0.0.1:7441", advertise: "127.0.0.1", "nats-url": "nats://127.0.0.1:4222" };
+    startController(bed, { ...heard, "worker-template": template }, { env: { MUSTER_NATS_TOKEN: "nobody" } });
     const high = { metadata: { name: "high" }, value: 10, preemptionPolicy: "Never" };
     await bed.make("/apis/scheduling.k8s.io/v1/priorityclasses", high);
     const make = async (kind: Kind, name: string, spec: Spec) => {

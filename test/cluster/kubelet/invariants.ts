@@ -4,8 +4,8 @@
 //   D1  pods that are bound and have not ended never hold more GPUs than their node has.
 //   D2  pods whose gate is open are promised no GPU that is bound or promised to another, for longer than `overdrawnMs`; each
 //       has its seat, and is bound where that says.
-//   D3  nobody writes Serving of an incarnation of which a pod has ended or gone `servingMs` ago; nor does it stay so for
-//       `staleMs` while one controller leads.
+//   D3  nobody says anew that an incarnation serves of which a pod has ended or gone `servingMs` ago; nobody who has led so long
+//       writes it again; nor does it stay so for `staleMs` while one controller leads.
 //   D4  no gang of which pods are open is a half for longer than `halfMs` while one controller leads.
 //   D5  incarnations and restarts never shrink; a group has restarted at most `restartsMax` times.
 //   D6  pods that live in one group are of one plan, which is their group's; two incarnations are never open at once.
@@ -108,7 +108,9 @@ export class Invariants {
       const ended = this.#ended.get(incarnationKey(object));
       this.met.D3 += 1;
       const isWritten = !isDeepStrictEqual(before?.status, object.status);
-      if (isWritten && ended !== undefined && atMs - ended.atMs > this.#bounds.servingMs)
+      const isAnew = fieldsOf(before?.status).phase !== "Serving";
+      const knownMs = isAnew ? ended?.atMs : Math.max(ended?.atMs ?? 0, this.#ledSinceMs);
+      if (isWritten && ended !== undefined && knownMs !== undefined && atMs - knownMs > this.#bounds.servingMs)
         this.#fail(`D3: ${name} is said to serve ${atMs - ended.atMs} ms after ${ended.what}`, atMs);
     }
     const restarts = Math.max(status?.restarts ?? 0, record?.restarts ?? 0);

@@ -297,6 +297,10 @@ export class RolloutBed {
     expect(await this.faults(answers)).toEqual([]);
     const [old, next] = [await this.fingerprint(from), await this.fingerprint(to)];
     expect(old).not.toBe(next);
+    // The control: taken for the other revision's, every one of them is wrong.
+    const known = await this.expected();
+    const exchanged = new Map([old, next].map((name) => [name, known.get(name === old ? next : old) ?? new Map()]));
+    expect(answers.filter((one) => faultOf(one, exchanged) === undefined)).toEqual([]);
     for (const { name } of all) {
       const mine = answers.filter(({ question }) => question.name === name);
       expect(new Set(mine.flatMap(({ fingerprints }) => [...fingerprints])), name).toEqual(new Set([old, next]));

@@ -220,6 +220,31 @@ test("R1: what has begun waits for its own revision while that may come back, an
   expect(next.opens).toHaveLength(0);
 });
 
+test("what has begun on a revision that drains ends with its name as soon as that is gone, whenever the next one serves", async () => {
+  await make();
+  const old = await bed.launch({ revision: "r1", stepMs: 100 });
+  bed.controller.tell([replica("g0", old)]);
+  await until(async () => (await ask(bed.http, "/readyz")).status === 200);
+  const stream = await openSse(bed.http, COMPLETIONS, body(1));
+  await until(() => old.running === 1);
+  const coming = replica("g1", undefined, { revision: "r2" });
+  bed.controller.tell([coming, replica("g0", old, { draining: true })]);
+  bed.controller.tell([coming, replica("g0", undefined, { revision: "r1", draining: true })]);
+  old.kill();
+  expect((await chunksOf(stream)).error).toMatchObject({ code: "revision_changed" });
+});
+
+test("streams and whole answers name the revision that they come from", async () => {
+  await make();
+  const leader = await bed.launch({ revision: "0123456789abcdef" });
+  bed.controller.tell([replica("g0", leader)]);
+  await until(async () => (await ask(bed.http, "/readyz")).status === 200);
+  const stream = await chunksOf(await openSse(bed.http, COMPLETIONS, body(1)));
+  expect([...stream.fingerprints]).toEqual(["0123456789ab"]);
+  const whole = await ask(bed.http, COMPLETIONS, body(1, { stream: false, stream_options: null }));
+  expect(whole.body.system_fingerprint).toBe("0123456789ab");
+});
+
 test("a full queue of one replica is another one's work; only when all are full the client hears of it", async () => {
   await make();
   const full = { capacity: 0 };

@@ -8,6 +8,7 @@ import {
   heldSince,
   holdChoice,
   holdFault,
+  type Kin,
   makeChoice,
   openChoice,
 } from "../../../controller/gateway/requests.ts";
@@ -32,8 +33,10 @@ const terms = {
   logprobs: 0,
   speculation: true,
 };
-const fresh = (): Choice =>
-  makeChoice({ index: 0, input: { $case: "text", value: "hi" }, seed: { low: 1n, high: 2n }, terms, sticky: "" }, 0);
+const fresh = (kin: Kin = { revision: undefined }): Choice => {
+  const input = { $case: "text", value: "hi" } as const;
+  return makeChoice({ index: 0, input, seed: { low: 1n, high: 2n }, terms, sticky: "", kin }, 0);
+};
 const expired = (choice: Choice, now: number) => holdFault(choice, now, { comingMs: 1000, holdMs: 1000 }, "");
 const chunk = (part: Partial<Chunk>): Chunk => ({ id: 1, tokens: [], text: "", logprobs: [], margins: [], ...part });
 const opened = { prompt: [5, 6], revision: "r", numericsId: "n" };
@@ -80,6 +83,18 @@ test("G1, G2: wherever it breaks, the re-opening says exactly what was absorbed"
       expect(choice.resumes).toBe(Math.min(breaks, RESUMES_MAX));
     }),
   );
+});
+
+test("G5: what opens on another revision than its request is held again, without a token of it", () => {
+  const kin: Kin = { revision: undefined };
+  const [first, second] = [fresh(kin), fresh(kin)];
+  for (const choice of [first, second]) openChoice(choice, 1);
+  expect(absorb(first, chunk({ opened }), 1)).toBe("going");
+  expect(absorb(second, chunk({ opened: { ...opened, revision: "other" }, tokens: [1], text: "x" }), 1)).toBe("hold");
+  expect(second).toMatchObject({ state: { kind: "held" }, generated: [], textSent: 0, origin: undefined });
+  openChoice(second, 2);
+  expect(absorb(second, chunk({ opened }), 2)).toBe("going");
+  expect(second.origin?.revision).toBe("r");
 });
 
 test("G4: a hold runs on through openings that no leader answers, and ends with the answer", () => {

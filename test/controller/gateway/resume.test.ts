@@ -154,6 +154,22 @@ test("G3: another numerics id is counted and told in usage; the text stays valid
   expect(await metric("muster_gateway_numerics_changes_total")).toBe(1);
 });
 
+test("experts that move under a stream: it goes on where it is, says so, and it is counted", async () => {
+  await make({ leader: { stepMs: 5, numericsId: "cpu-a" } });
+  const [leader] = bed.leaders;
+  if (leader === undefined) throw new Error("no leader");
+  const stream = openSse(bed.http, "/v1/completions", body(12));
+  await until(() => leader.running === 1);
+  leader.hasMoved = true;
+  bed.controller.tell([servedModel(leader, { numericsId: "cpu-a-x0123456789ab" })]);
+  const got = await chunksOf(await stream);
+  expect(got.text).toBe(expectedFor(12).text);
+  expect(got.usage?.muster).toMatchObject({ numerics_changed: true });
+  expect(got.usage?.muster.resumes).toBeUndefined();
+  expect({ streams: leader.streams, opens: leader.opens.length }).toEqual({ streams: 1, opens: 1 });
+  expect(await metric("muster_gateway_numerics_changes_total")).toBe(1);
+});
+
 test("G3: a stream never crosses revisions; it ends with a typed error event", async () => {
   await make({ leader: { dieAfterTokens: 5 } });
   const stream = openSse(bed.http, "/v1/completions", body(9));

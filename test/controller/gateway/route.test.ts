@@ -14,7 +14,7 @@ const replica = (name: string, changes: Partial<Candidate> = {}): Candidate => (
   ...changes,
 });
 const busy = (running: number) => ({ load: { ...idle, running } });
-const fresh = (sticky = "s"): Need => ({ origin: undefined, sticky, isNew: true, revision: "r1" });
+const fresh = (sticky = "s"): Need => ({ origin: undefined, sticky, isNew: true, revision: "r1", bound: undefined });
 const begun = (numericsId = "n1"): Need => ({ ...fresh(), origin: { revision: "r1", numericsId }, isNew: false });
 
 const candidates = fc.uniqueArray(
@@ -41,6 +41,7 @@ const need: fc.Arbitrary<Need> = fc.record({
   sticky: fc.string(),
   isNew: fc.boolean(),
   revision: fc.constantFrom("r1", "r2"),
+  bound: fc.constantFrom("r1", "r2", undefined),
 });
 
 describe("properties", () => {
@@ -76,13 +77,22 @@ describe("properties", () => {
     );
   });
 
-  test("R4: a new choice takes a revision that is not wanted only where no wanted replica has room", () => {
+  test("R4: a new choice takes a revision that is not wanted only where every wanted replica has a queue", () => {
     fc.assert(
       fc.property(candidates, fc.string(), (all, sticky) => {
-        const to = route(all, { origin: undefined, sticky, isNew: false, revision: "r1" });
-        const hasRoom = ({ load }: Candidate) => load.queueMax === 0 || load.waiting < load.queueMax;
-        const wanted = all.filter((one) => one.revision === "r1" && !one.isDraining && !one.isResting && hasRoom(one));
+        const to = route(all, { ...fresh(sticky), isNew: false });
+        const isFree = ({ isDraining, isResting, load }: Candidate) => !isDraining && !isResting && load.waiting === 0;
+        const wanted = all.filter((one) => one.revision === "r1" && isFree(one));
         if (wanted.length > 0) expect(to?.revision).toBe("r1");
+      }),
+    );
+  });
+
+  test("R6: what has not begun goes only where another choice of its request has", () => {
+    fc.assert(
+      fc.property(candidates, need, (all, asked) => {
+        const to = route(all, { ...asked, origin: undefined });
+        if (to !== undefined && asked.bound !== undefined) expect(to.revision).toBe(asked.bound);
       }),
     );
   });
@@ -134,6 +144,13 @@ test("a full queue is avoided while another has room, whoever is wanted", () => 
   expect(route([replica("a", full)], fresh())?.name).toBe("a");
 });
 
+test("R4: the first replica of a new revision shares the work with the old ones once it has a queue", () => {
+  const next = (waiting: number) => replica("b", { load: { ...idle, running: 8, waiting } });
+  const old = replica("a", { ...busy(4), revision: "r0" });
+  expect(route([old, next(0)], fresh())?.name).toBe("b");
+  expect(route([old, next(9)], fresh())?.name).toBe("a");
+});
+
 test("R2: a replica that drains takes over only where no other of the revision serves", () => {
   const draining = replica("a", { isDraining: true });
   expect(route([draining], fresh())).toBeUndefined();
@@ -144,10 +161,23 @@ test("R2: a replica that drains takes over only where no other of the revision s
 
 test("replaced: only when nobody of the revision serves or may come back, and another serves", () => {
   const one = (revision: string, draining: boolean, isServing: boolean) => ({ revision, draining, isServing });
-  expect(replacedBy("r1", [])).toBeUndefined();
-  expect(replacedBy("r1", [one("r2", false, false)])).toBeUndefined();
-  expect(replacedBy("r1", [one("r1", false, false), one("r2", false, true)])).toBeUndefined();
-  expect(replacedBy("r1", [one("r1", true, true), one("r2", false, true)])).toBeUndefined();
-  expect(replacedBy("r1", [one("r1", true, false), one("r2", false, true)])).toBe("r2");
-  expect(replacedBy("r1", [one("r2", false, true)])).toBe("r2");
+  const begun = { revision: "r1", wanted: "", hasBegun: true };
+  expect(replacedBy(begun, [])).toBeUndefined();
+  expect(replacedBy(begun, [one("r2", false, false)])).toBeUndefined();
+  expect(replacedBy(begun, [one("r1", false, false), one("r2", false, true)])).toBeUndefined();
+  expect(replacedBy(begun, [one("r1", true, true), one("r2", false, true)])).toBeUndefined();
+  expect(replacedBy(begun, [one("r1", true, false), one("r2", false, true)])).toBe("r2");
+  expect(replacedBy(begun, [one("r2", false, true)])).toBe("r2");
+});
+
+test("replaced: where another revision is wanted nobody waits for that to serve", () => {
+  const one = (revision: string, draining: boolean, isServing: boolean) => ({ revision, draining, isServing });
+  const begun = { revision: "r1", wanted: "r2", hasBegun: true };
+  expect(replacedBy(begun, [])).toBe("r2");
+  expect(replacedBy(begun, [one("r1", true, false)])).toBe("r2");
+  expect(replacedBy(begun, [one("r1", true, true)])).toBeUndefined();
+  expect(replacedBy(begun, [one("r1", false, false)])).toBeUndefined();
+  expect(replacedBy({ ...begun, wanted: "r1" }, [one("r1", true, false)])).toBeUndefined();
+  // What drains takes nothing that has not begun.
+  expect(replacedBy({ ...begun, hasBegun: false }, [one("r1", true, true)])).toBe("r2");
 });

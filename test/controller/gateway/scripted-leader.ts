@@ -122,6 +122,8 @@ export class ScriptedLeader {
   address = "";
   streams = 0;
   running = 0;
+  /** Its experts have been moved under whatever ends from now on. */
+  hasMoved = false;
   #server = new Server(channelOptions);
   #timers = new Set<NodeJS.Timeout>();
   #calls = new Set<Duplex>();
@@ -326,7 +328,7 @@ export class ScriptedLeader {
         accepted: sequence.accepted,
         targetSteps: sequence.steps,
         stop: "",
-        numericsChanged: false,
+        numericsChanged: this.hasMoved,
       };
     }
     return chunk;

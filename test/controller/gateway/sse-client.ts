@@ -34,6 +34,8 @@ export type Collected = {
   text: string;
   texts: string[];
   ids: number[];
+  /** Every `system_fingerprint` that was said. */
+  fingerprints: Set<string>;
   finish: string;
   usage: Json;
   error: Json;
@@ -47,6 +49,7 @@ export async function chunksOf(response: Response): Promise<Collected> {
     text: "",
     texts: [],
     ids: [],
+    fingerprints: new Set(),
     finish: "",
     usage: undefined,
     error: undefined,
@@ -61,7 +64,8 @@ export async function chunksOf(response: Response): Promise<Collected> {
       got.isDone = true;
       continue;
     }
-    const { choices = [], usage, error } = JSON.parse(data);
+    const { choices = [], usage, error, system_fingerprint: fingerprint } = JSON.parse(data);
+    if (fingerprint !== undefined) got.fingerprints.add(fingerprint);
     if (error) got.error = error;
     if (usage) got.usage = usage;
     for (const choice of choices) take(got, choice);
