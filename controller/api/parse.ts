@@ -91,10 +91,18 @@ function parse<S extends z.ZodType>(schema: S, object: unknown): Parsed<z.output
 
 /** A field that is null is left out, as the API server has it; in lists null stays and is refused. */
 function withoutNulls(value: unknown): unknown {
+  // Nearly every object has none: it is read as it is, without a copy.
+  if (!hasNullField(value)) return value;
   if (Array.isArray(value)) return value.map(withoutNulls);
   if (typeof value !== "object" || value === null) return value;
   const held = Object.entries(value).filter(([, one]) => one !== null);
   return Object.fromEntries(held.map(([key, one]) => [key, withoutNulls(one)]));
+}
+
+function hasNullField(value: unknown): boolean {
+  if (typeof value !== "object" || value === null) return false;
+  if (Array.isArray(value)) return value.some(hasNullField);
+  return Object.values(value).some((one) => one === null || hasNullField(one));
 }
 
 /** `spec.podPatch.env[0].name`, as the API server writes it. */

@@ -3,6 +3,7 @@
 // Exit codes: 0 it was asked to end; 1 it failed; 2 the call is wrong, or the cluster lacks what the chart installs.
 import { randomBytes } from "node:crypto";
 import os from "node:os";
+import { setFlagsFromString } from "node:v8";
 import { Command } from "commander";
 import pino from "pino";
 import { FaultError, invalid } from "../../proto/fault.ts";
@@ -14,10 +15,11 @@ import { Connections } from "../kube/connections.ts";
 import { kubeconfigCredentials } from "../kube/credentials.ts";
 import { HttpKubeApi } from "../kube/http-api.ts";
 import { InspectionsDoor } from "../kube/inspections.ts";
+import { leaseTimesOf } from "../kube/lease.ts";
 import { LoadSamples } from "../kube/load-samples.ts";
 import { KubeMetrics } from "../kube/metrics.ts";
-import { threadPlanner } from "../kube/plan-desk.ts";
 import { measuredPart } from "../kube/plan-measured.ts";
+import { threadPlanner } from "../kube/plan-threads.ts";
 import type { WorkerTemplate } from "../kube/pods.ts";
 import { listenReports, Reports } from "../kube/reports.ts";
 import { ReportsBoard } from "../kube/reports-board.ts";
@@ -36,6 +38,8 @@ export type Installation = {
   broker: Broker | undefined;
   /** What leaders of groups report, and where to; undefined: this controller hears nobody. */
   reports: { board: ReportsBoard; address: string } | undefined;
+  experts: { lookMs: number };
+  metrics: KubeMetrics;
   onBecause: (key: string, because: readonly Because[]) => void;
   onFailure: (key: string, detail: string) => void;
 };
@@ -54,8 +58,14 @@ type Flags = {
   advertise?: string;
   tls?: boolean;
   http?: string;
+  expertLookSeconds: number;
+  leaseSeconds: number;
 };
 
+const SECONDS_MAX = 86_400;
+/** Above what lives; by itself V8 lets it become several times as much where the machine has memory, and pods have limits. */
+const HEAP_GROWTH_PERCENT = 40;
+const LEASE_SECONDS_MIN = 3;
 const EXIT = { failed: 1, invalid: 2 };
 
 /** `partsOf`: what runs beside it while it leads; given by whoever wires the program. */
@@ -67,6 +77,7 @@ export function controllerCommand(partsOf: (installation: Installation) => reado
     .option("--namespace <name>", "look after this namespace alone; default: all")
     .option("--lease-namespace <name>", "where the Lease lies by which one leads; default: that of the context")
     .option("--lease-name <name>", "name of that Lease", "muster-controller")
+    .option("--lease-seconds <n>", "after a leader that has died the next one waits so long", leaseSeconds, 15)
     .requiredOption("--worker-image <image>", "image of the workers of new plans, by digest; stored plans keep theirs")
     .option("--worker-template <file>", "YAML: port, resources, service account, command... of every worker pod")
     .option(
@@ -84,12 +95,19 @@ export function controllerCommand(partsOf: (installation: Installation) => reado
       "every link with a certificate at both ends, of an authority kept in Secret muster-ca; default: in clear",
     )
     .option("--http <host:port>", "where /healthz, /readyz and /metrics are answered; default: nowhere")
+    .option(
+      "--expert-look-seconds <n>",
+      "how often the load of experts is looked at where they move by it",
+      seconds,
+      60,
+    )
     .action(async (flags: Flags) => {
       process.exitCode = await serve(flags, partsOf);
     });
 }
 
 async function serve(flags: Flags, partsOf: (installation: Installation) => readonly Part[]): Promise<number> {
+  setFlagsFromString(`--heap-growing-percent=${HEAP_GROWTH_PERCENT}`);
   const template = readTemplate(flags.workerTemplate, flags.workerImage);
   const log = pino({ name: "controller" }, pino.destination({ fd: 2, sync: true }));
   const { kubeconfig, context, namespace, leaseName, workerImage } = flags;
@@ -143,6 +161,8 @@ async function serve(flags: Flags, partsOf: (installation: Installation) => read
       trust,
       broker,
       reports: address === undefined ? undefined : { board, address },
+      experts: { lookMs: flags.expertLookSeconds * 1000 },
+      metrics,
       onBecause,
       onFailure: (key, detail) => log.warn({ key, detail }, "a group cannot be looked after"),
     });
@@ -157,7 +177,7 @@ async function serve(flags: Flags, partsOf: (installation: Installation) => read
         planner: threadPlanner,
         workerImage,
         identity,
-        lease: { namespace: leaseNamespace, name: leaseName },
+        lease: { namespace: leaseNamespace, name: leaseName, times: leaseTimesOf(flags.leaseSeconds * 1000) },
         parts: [...trusted.parts, ...parts, ...heard],
         inspect:
           address === undefined
@@ -184,6 +204,20 @@ async function serve(flags: Flags, partsOf: (installation: Installation) => read
     for (const each of open.reverse()) await each.close();
     await connections.close();
   }
+}
+
+function seconds(text: string): number {
+  const value = Number(text);
+  if (Number.isFinite(value) && value >= 1 && value <= SECONDS_MAX) return value;
+  throw new FaultError(invalid("--expert-look-seconds", `"${text}": write seconds, 1 to ${SECONDS_MAX}`));
+}
+
+/** Below the least a pause of the machine is the end of a term. */
+function leaseSeconds(text: string): number {
+  const value = Number(text);
+  if (Number.isInteger(value) && value >= LEASE_SECONDS_MIN && value <= SECONDS_MAX) return value;
+  const detail = `"${text}": write whole seconds, ${LEASE_SECONDS_MIN} to ${SECONDS_MAX}`;
+  throw new FaultError(invalid("--lease-seconds", detail));
 }
 
 /** The port is that of --listen where --advertise names none. */

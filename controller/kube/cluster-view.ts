@@ -1,36 +1,23 @@
-// What the cluster has for planning: Nodes, Pods and ResourceSlices as one inventory, made anew when somebody asks after a
-// change, at most once a second. Owns which inventory answers which wish; what counts as a GPU is inventory.ts.
+// What the cluster has for planning: Nodes, Pods and ResourceSlices as one inventory. Owns which inventory answers which wish;
+// what counts as a GPU is inventory.ts, keeping it up to date live-inventory.ts.
 import type { Notice } from "../api/model-deployment.ts";
 import type { Inventory } from "../plan/hardware.ts";
 import type { Grounds } from "../reconcile/deployment/planning.ts";
 import type { Question } from "../reconcile/deployment/wish.ts";
-import { type ClusterInventory, type GpuNode, inventoryOf, plannable, productOf } from "./inventory.ts";
+import { type GpuNode, plannable, productOf } from "./inventory.ts";
+import { type InventoryStores, LiveInventory } from "./live-inventory.ts";
 import { nodeFacts } from "./node-facts.ts";
-import type { Store } from "./store.ts";
-
-type ViewStores = { nodes: Store; pods: Store; slices?: Store };
 
 /** Ranks that groups of the asker hold on a node: free for a better plan of theirs. */
 export type Held = ReadonlyMap<string, number>;
 
-/** A hundred thousand pods are read in some 20 ms: once a second, not at every change of one. */
-const STALE_MS = 1_000;
-/** Wishes name a handful of products. */
-const PRODUCTS_MAX = 32;
-
 export class ClusterView {
-  readonly #stores: ViewStores;
-  readonly #nowMs: () => number;
-  /** By the product that nodes without labels are taken for. */
-  readonly #known = new Map<string, { inventory: ClusterInventory; madeMs: number; isStale: boolean }>();
+  readonly #stores: InventoryStores;
+  readonly #live: LiveInventory;
 
-  constructor(stores: ViewStores, nowMs: () => number) {
+  constructor(stores: InventoryStores) {
     this.#stores = stores;
-    this.#nowMs = nowMs;
-    const forget = () => {
-      for (const known of this.#known.values()) known.isStale = true;
-    };
-    for (const store of [stores.nodes, stores.pods, stores.slices]) store?.subscribe(forget);
+    this.#live = new LiveInventory(stores);
   }
 
   /** Before all lists are whole nothing is known: absence says nothing. */
@@ -46,11 +33,7 @@ export class ClusterView {
 
   /** Told after each change of what it is made from. Answers how to stop. */
   subscribe(listener: () => void): () => void {
-    const { nodes, pods, slices } = this.#stores;
-    const stops = [nodes, pods, slices].flatMap((store) => store?.subscribe(listener) ?? []);
-    return () => {
-      for (const stop of stops) stop();
-    };
+    return this.#live.subscribe(listener);
   }
 
   /** Told the name of each node that begins or ceases to be left. Answers how to stop. */
@@ -79,39 +62,47 @@ export class ClusterView {
   }
 
   /** Undefined before `isSynced`. */
-  groundsFor({ nodes: wish }: Question, held: Held = new Map()): Grounds | undefined {
+  groundsFor(question: Question, held: Held = new Map()): Grounds | undefined {
     if (!this.isSynced) return undefined;
-    const seen = this.#inventory(wish.product);
-    const view = { ...seen, nodes: within(wish.within, seen.nodes) };
-    const mine = { ...view, nodes: view.nodes.map((node) => given(node, held.get(node.name) ?? 0)) };
-    return { free: plannable(mine, wish, "free"), all: plannable(view, wish, "all") };
+    const of = (count: "free" | "all") => this.#plannable(question, count, held);
+    // Read when the question is asked: most turns of an owner ask nothing.
+    return {
+      get free() {
+        return of("free");
+      },
+      get all() {
+        return of("all");
+      },
+    };
   }
 
+  /** Undefined before `isSynced`. */
   freeFor(question: Question): Inventory | undefined {
-    return this.groundsFor(question)?.free;
+    return this.isSynced ? this.#plannable(question, "free", new Map()) : undefined;
+  }
+
+  #plannable({ nodes: wish }: Question, count: "free" | "all", held: Held): Inventory {
+    const product = productFor(wish.product);
+    if (wish.within === "any" && held.size === 0) return this.#live.plannable(wish, count, product);
+    const seen = this.#live.of(product);
+    const nodes = within(wish.within, seen.nodes);
+    const mine = count === "all" ? nodes : nodes.map((node) => given(node, held.get(node.name) ?? 0));
+    return plannable({ ...seen, nodes: mine }, wish, count);
   }
 
   /** What a person can tell us that the cluster does not. */
   needsOf({ nodes: wish }: Question): Notice[] {
     if (!this.isSynced) return [];
-    return this.#inventory(wish.product).needs.map(({ text }) => ({
+    return this.#live.of(productFor(wish.product)).needs.map(({ text }) => ({
       field: "spec.gpu",
       kind: "Needed",
       message: text,
     }));
   }
+}
 
-  #inventory(product: string | undefined): ClusterInventory {
-    const known = this.#known.get(product ?? "");
-    const nowMs = this.#nowMs();
-    if (known !== undefined && (!known.isStale || nowMs - known.madeMs < STALE_MS)) return known.inventory;
-    const { nodes, pods, slices } = this.#stores;
-    const objects = { nodes: [...nodes.all()], pods: [...pods.all()], slices: [...(slices?.all() ?? [])] };
-    const made = inventoryOf(objects, product === undefined ? undefined : (productOf(product) ?? product));
-    if (this.#known.size >= PRODUCTS_MAX) this.#known.clear();
-    this.#known.set(product ?? "", { inventory: made, madeMs: nowMs, isStale: false });
-    return made;
-  }
+function productFor(wished: string | undefined): string | undefined {
+  return wished === undefined ? undefined : (productOf(wished) ?? wished);
 }
 
 function given(node: GpuNode, held: number): GpuNode {

@@ -4,7 +4,7 @@
 import { draftPoolStatus } from "../api/draft-pool.ts";
 import { LABELS } from "../api/meta.ts";
 import { modelDeploymentStatus } from "../api/model-deployment.ts";
-import { parseDraftPool, parseModelDeployment, parseReplicaGroup, parseShardPlan } from "../api/parse.ts";
+import { parseDraftPool, parseModelDeployment, parseShardPlan } from "../api/parse.ts";
 import { drainAnnotations } from "../reconcile/deployment/decide.ts";
 import { DRAIN_UNTIL, type OwnerKind, QUESTION, wishOfDeployment, wishOfPool } from "../reconcile/deployment/wish.ts";
 import type {
@@ -18,6 +18,7 @@ import type {
 import { type JsonOperation, ownerReferenceTo, pointerSegment } from "./apply.ts";
 import { apiVersionOf, type KubeObject, type Resource } from "./client.ts";
 import { fieldsOf, millisOf, textOf } from "./fields.ts";
+import { parsedGroupOf } from "./group-record.ts";
 import { draftPools, modelDeployments, replicaGroups, shardPlans } from "./resources.ts";
 
 export const OWNERS: Readonly<Record<OwnerKind, Resource>> = {
@@ -76,7 +77,7 @@ export function groupViewOf(object: KubeObject): Read<GroupView> {
 
 function readGroup(object: KubeObject): Read<GroupView> {
   const { name, generation = 0, deletionTimestamp, creationTimestamp, annotations } = object.metadata;
-  const parsed = parseReplicaGroup(object);
+  const parsed = parsedGroupOf(object);
   if (parsed.kind === "refused") return { kind: "refused", title: `ReplicaGroup ${name}: ${parsed.fault.field}` };
   return {
     kind: "ok",

@@ -8,7 +8,7 @@
 //   E3  the map in use is the leader's answer, never a memory: another controller may have moved experts before.
 
 import type { ExpertLoadResponse, ExpertTokens } from "../../proto/gen/muster/v1/experts.ts";
-import type { ShardPlan } from "../../proto/gen/muster/v1/plan.ts";
+import type { ExpertMap, ShardPlan } from "../../proto/gen/muster/v1/plan.ts";
 import { expertSlices, planMap } from "../model/expert-slices.ts";
 import { decideExperts, type ExpertLimits, type ExpertVerdict, expertLimits } from "../reconcile/expert-moves.ts";
 import type { Clock } from "./clock.ts";
@@ -24,7 +24,7 @@ export type MovableGroup = {
   targets: readonly WorkerTarget[];
 };
 
-export type Moved = { version: number; text: string; numericsId: string; imbalance: { before: number; after: number } };
+export type Moved = { map: ExpertMap; text: string; numericsId: string; imbalance: { before: number; after: number } };
 
 export type ExpertMoverOptions = {
   links: ExpertLinks;
@@ -34,6 +34,8 @@ export type ExpertMoverOptions = {
   limits?: ExpertLimits;
   /** Of the last steps; 0: not known. */
   stepMsOf: (group: string) => number;
+  /** The map in use, when a group is taken up. */
+  onSeen?: (group: string, map: ExpertMap) => void;
   onMoved: (group: string, moved: Moved) => void;
   onFailure: (group: string, detail: string) => void;
 };
@@ -75,14 +77,13 @@ export class ExpertMover {
     const { clock, lookMs = LOOK_MS, onFailure } = this.#options;
     let before: ExpertLoadResponse | undefined;
     while (!signal.aborted) {
-      await clock.sleep(signal, clock.nowMs() + lookMs);
-      if (signal.aborted) return;
       try {
         before = await this.#lookOnce(key, group, { before, signal });
       } catch (error) {
         if (signal.aborted) return;
         onFailure(key, `experts stay where they are: ${error instanceof Error ? error.message : String(error)}`);
       }
+      await clock.sleep(signal, clock.nowMs() + lookMs);
     }
   }
 
@@ -92,12 +93,14 @@ export class ExpertMover {
     group: MovableGroup,
     { before, signal }: { before: ExpertLoadResponse | undefined; signal: AbortSignal },
   ): Promise<ExpertLoadResponse> {
-    const { links, limits = expertLimits, lookMs = LOOK_MS, stepMsOf } = this.#options;
+    const { links, limits = expertLimits, lookMs = LOOK_MS, stepMsOf, onSeen } = this.#options;
     const leader = leaderOf(group);
     const now = await links.expertLoad(leader, signal);
+    signal.throwIfAborted();
+    const current = now.map ?? planMap(group.plan);
+    if (before === undefined) onSeen?.(key, current);
     const load = windowOf(before, now);
     if (load === undefined) return now;
-    const current = now.map ?? planMap(group.plan);
     const question = { plan: group.plan, current, load, stepMs: stepMsOf(key), windowMs: lookMs };
     const verdict = decideExperts(question, limits);
     // A window that says too little goes on.
@@ -126,7 +129,7 @@ export class ExpertMover {
     const [leader] = targets;
     if (leader === undefined) return;
     const { numericsId } = await links.switchExperts(leader, map.version, signal);
-    onMoved(key, { version: map.version, text, numericsId, imbalance });
+    onMoved(key, { map, text, numericsId, imbalance });
   }
 }
 

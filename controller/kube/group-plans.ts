@@ -3,6 +3,8 @@
 //
 //   R1  a plan is read once for all of its groups, and kept while one uses it; at most READS_AT_ONCE are under way, each within READ_MS.
 //   R2  a source that fails is tried again with back-off; one that has become another model is refused, and read again as seldom.
+//   R3  plans of one model share its spec: a large one has 45,000 tensors, and may be planned in many ways.
+import { isDeepStrictEqual } from "node:util";
 import { FaultError } from "../../proto/fault.ts";
 import type { ModelSpec, ShardPlan } from "../../proto/gen/muster/v1/plan.ts";
 import { type Fault, Fault_Kind } from "../../proto/gen/muster/v1/worker.ts";
@@ -40,6 +42,8 @@ type Wanted = { spec: ShardPlanSpec; owner: KubeObject | undefined };
 export class GroupPlans {
   readonly #options: GroupPlansOptions;
   readonly #slots = new Slots(READS_AT_ONCE);
+  /** By digest and source, as long as a plan has it. */
+  readonly #models = new Map<string, WeakRef<ModelSpec>>();
   readonly #known = new Map<string, { read: PlanRead; wanted: Wanted; stop: AbortController; done: Promise<void> }>();
 
   constructor(options: GroupPlansOptions) {
@@ -91,6 +95,16 @@ export class GroupPlans {
     }
   }
 
+  /** R3. */
+  #shared(model: ModelSpec): ModelSpec {
+    const key = `${model.digest} ${model.source}`;
+    const known = this.#models.get(key)?.deref();
+    if (known !== undefined && isDeepStrictEqual(known, model)) return known;
+    for (const [other, reference] of this.#models) if (reference.deref() === undefined) this.#models.delete(other);
+    this.#models.set(key, new WeakRef(model));
+    return model;
+  }
+
   async #readOnce({ spec, owner }: Wanted, signal: AbortSignal): Promise<PlanRead> {
     const { read, clock } = this.#options;
     const ended = new AbortController();
@@ -101,7 +115,8 @@ export class GroupPlans {
         void clock.sleep(ended.signal, clock.nowMs() + READ_MS).then(() => {
           if (!ended.signal.aborted) late.abort(new Error(`reading took more than ${READ_MS / 1000} s`));
         });
-        return wholeOf(spec, await read(spec.model.source, AbortSignal.any([signal, late.signal]), owner));
+        const model = await read(spec.model.source, AbortSignal.any([signal, late.signal]), owner);
+        return wholeOf(spec, this.#shared(model));
       } finally {
         leave();
       }

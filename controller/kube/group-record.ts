@@ -1,5 +1,5 @@
 // What the reconciler must remember of a group (GroupRecord), kept in the status of its ReplicaGroup. Owns the form; pure.
-import { parseReplicaGroup, type ReplicaGroup } from "../api/parse.ts";
+import { type Parsed, parseReplicaGroup, type ReplicaGroup } from "../api/parse.ts";
 import { freshRecord, type GroupRecord } from "../reconcile/cluster.ts";
 import type { KubeObject } from "./client.ts";
 import { fieldsOf } from "./fields.ts";
@@ -8,20 +8,19 @@ import { fieldsOf } from "./fields.ts";
 const DETAIL_MAX = 1024;
 const FAILURES_MAX = 32;
 
-const known = new WeakMap<KubeObject, ReplicaGroup>();
+const known = new WeakMap<KubeObject, Parsed<ReplicaGroup>>();
 
-/**
- * Throws where the object is no ReplicaGroup that can be read: nobody decides on a guess (C3). Read once for each object, at
- * every look of its reconciler: objects are never changed in place (A2 of client.ts).
- */
+/** Read once for each object, whoever asks: objects are never changed in place (A2 of client.ts). */
+export function parsedGroupOf(object: KubeObject): Parsed<ReplicaGroup> {
+  const parsed = known.get(object) ?? parseReplicaGroup(object);
+  known.set(object, parsed);
+  return parsed;
+}
+
+/** Throws where the object is no ReplicaGroup that can be read: nobody decides on a guess (C3). */
 export function groupOf(object: KubeObject): ReplicaGroup {
-  const found = known.get(object);
-  if (found !== undefined) return found;
-  const parsed = parseReplicaGroup(object);
-  if (parsed.kind === "ok") {
-    known.set(object, parsed.value);
-    return parsed.value;
-  }
+  const parsed = parsedGroupOf(object);
+  if (parsed.kind === "ok") return parsed.value;
   const { namespace, name } = object.metadata;
   throw new Error(`ReplicaGroup ${namespace}/${name}: ${parsed.fault.field}: ${parsed.fault.detail}`);
 }

@@ -21,11 +21,26 @@ import { throughputColumn } from "../reconcile/deployment/columns.ts";
 import type { GroupStatus } from "../reconcile/status.ts";
 import type { KubeObject } from "./client.ts";
 import { fieldsOf, listOf } from "./fields.ts";
-import { gangPod } from "./gang-pods.ts";
+import { gangPod, type Reservation } from "./gang-pods.ts";
+import type { PlanRead } from "./group-plans.ts";
 import { podState } from "./pod-state.ts";
+import { podName } from "./pods.ts";
 import type { GroupNumbers } from "./reports-board.ts";
 
 export type Placement = NonNullable<ReplicaGroupStatus["placement"]>;
+
+/** Ranks by worker, in the order of workers. */
+export function placementOf(group: KubeObject, { incarnation, seats }: Reservation): Placement {
+  let firstRank = 0;
+  return seats
+    .toSorted((one, other) => one.worker - other.worker)
+    .map(({ worker, node, devices }) => {
+      const pod = podName({ group, incarnation, worker });
+      const placed = { worker, node, pod, firstRank, ranks: devices };
+      firstRank += devices;
+      return placed;
+    });
+}
 
 export type Told = {
   group: ReplicaGroup;
@@ -90,6 +105,26 @@ function numbersOf(numbers: GroupNumbers | undefined): Record<string, unknown> {
 /** In steps: nobody reads an estimate closer, and each step is a write. */
 function etaOf({ etaMs }: GroupStatus): string | undefined {
   return etaMs === undefined ? undefined : timestampOf(Math.ceil(etaMs / ETA_STEP_MS) * ETA_STEP_MS);
+}
+
+export const READING = "plan-reading";
+
+/** Why a plan cannot be worked with yet. */
+export type Unread = { phase: "Scheduling" | "Infeasible"; code: string; message: string };
+
+export function unread(read: Exclude<PlanRead, { kind: "whole" }>, source: string): Unread {
+  switch (read.kind) {
+    case "reading":
+      return { phase: "Scheduling", code: READING, message: `the headers of ${source} are read again` };
+    case "failed":
+      return { phase: "Scheduling", code: "source-unreadable", message: `${read.detail}; it is tried again` };
+    case "refused": {
+      const { code, field, detail } = read.fault;
+      return { phase: "Infeasible", code, message: field === "" ? detail : `${field}: ${detail}` };
+    }
+    default:
+      throw new Error(`unreachable: ${JSON.stringify(read satisfies never)}`);
+  }
 }
 
 /** For a group that nobody looks after yet. What serves goes on serving, and its leader stays known. */

@@ -32,6 +32,8 @@ export type OwnerOrder = {
   limits: ServeLimits | undefined;
   /** How long its streams may run on after a pod is told to end: then the worker ends them and says so. */
   drainMs: number;
+  /** Experts are moved by their measured load. */
+  movesExperts: boolean;
   /** Nodes that the volume of the plan's model reaches. */
   volume?: readonly NodeTerm[] | undefined;
 };
@@ -44,13 +46,15 @@ export function orderOf(owner: KubeObject): OwnerOrder | undefined {
     if (parsed.kind === "refused") return undefined;
     const { nodes, engine, podPatch, source } = poolWish(parsed.value.spec);
     const pods = { gpu: parsed.value.spec.gpu, patch: podPatch, source };
-    return { pods, priority: 0, within: nodes.within, engine, limits: undefined, drainMs: POOL_DRAIN_MS };
+    const own = { limits: undefined, drainMs: POOL_DRAIN_MS, movesExperts: false };
+    return { pods, priority: 0, within: nodes.within, engine, ...own };
   }
   const parsed = parseModelDeployment(object);
   if (parsed.kind === "refused") return undefined;
-  const { nodes, engine, limits, priority, podPatch, source, rollout } = deploymentWish(parsed.value.spec);
+  const { nodes, engine, limits, priority, podPatch, source, ...rest } = deploymentWish(parsed.value.spec);
   const pods = { gpu: parsed.value.spec.gpu, patch: podPatch, source };
-  return { pods, priority, within: nodes.within, engine, limits, drainMs: rollout.drainMs };
+  const { rollout, movesExperts } = rest;
+  return { pods, priority, within: nodes.within, engine, limits, drainMs: rollout.drainMs, movesExperts };
 }
 
 /** Needs no model: what is reserved stays reserved while its source cannot be read. */

@@ -16,19 +16,34 @@ import type { Because, Goal } from "../reconcile/world.ts";
 import { type KubeError, type KubeObject, keyOf } from "./client.ts";
 import type { Clock } from "./clock.ts";
 import { storedPlanOf } from "./deployment-objects.ts";
+import { fencedLinks } from "./fenced-links.ts";
 import { Gangs, type GroupWish } from "./gang.ts";
-import { GroupPlans, type ModelReader, type PlanRead } from "./group-plans.ts";
+import { GroupBells } from "./group-bells.ts";
+import { type ExpertsOptions, GroupExperts } from "./group-experts.ts";
+import { GroupPlans, type ModelReader } from "./group-plans.ts";
 import { groupOf } from "./group-record.ts";
-import { groupHeadline, groupStatusOf, isStillTrue, type Placement, waitingStatus } from "./group-status.ts";
+import {
+  groupHeadline,
+  groupStatusOf,
+  isStillTrue,
+  type Placement,
+  placementOf,
+  READING,
+  type Unread,
+  unread,
+  waitingStatus,
+} from "./group-status.ts";
 import { type OwnerOrder, orderOf, serveGoal, stopGoal, wishOf } from "./group-wishes.ts";
 import { KubeCluster } from "./kube-cluster.ts";
+import type { KubeMetrics } from "./metrics.ts";
 import { refineStatus } from "./pod-state.ts";
-import { podName, type WorkerTemplate } from "./pods.ts";
+import type { WorkerTemplate } from "./pods.ts";
 import type { ReportsBoard } from "./reports-board.ts";
 import { watchReports } from "./reports-watch.ts";
 import type { GangLimits } from "./reservations.ts";
 import { replicaGroups } from "./resources.ts";
 import type { Lead, Part } from "./run-controller.ts";
+import { startLines } from "./start-lines.ts";
 import { StatusWriter } from "./status-writer.ts";
 import { GrpcWorkerLinks, type WorkerLinks } from "./worker-link.ts";
 import { PULL_MS } from "./worker-sight.ts";
@@ -49,6 +64,8 @@ export type GroupsOptions = {
   gangLimits?: GangLimits;
   /** What leaders report, and where to; undefined: nothing. */
   reports?: { board: ReportsBoard; address: string } | undefined;
+  experts?: ExpertsOptions | undefined;
+  metrics?: KubeMetrics | undefined;
   onBecause?: (group: string, because: readonly Because[]) => void;
   /** What the server refuses, and what cannot be read. */
   onFailure?: (group: string, detail: string) => void;
@@ -58,8 +75,6 @@ export type GroupsOptions = {
 const START_MS = PULL_MS + 300_000;
 /** The watch brings what the conflict was about, mostly before. */
 const CONFLICT_WAIT_MS = 200;
-
-const READING = "plan-reading";
 
 /** For `parts` of run-controller.ts. */
 export function groupsPart(options: GroupsOptions): Part {
@@ -72,20 +87,24 @@ type Entry = {
   reconciler: Reconciler;
   stop: AbortController;
   done: Promise<void>;
+  goal: Goal;
   /** What the goal was made from; another text is another goal. */
   goalText: string;
   restarts: number | undefined;
 };
 
-type Found = { goal: Goal; text: string } | { phase: "Scheduling" | "Infeasible"; code: string; message: string };
+type Found = { goal: Goal; text: string } | Unread;
 
 class Groups {
   readonly #options: GroupsOptions;
   readonly #lead: Lead;
   readonly #plans: GroupPlans;
   readonly #gangs: Gangs;
+  readonly #bells: GroupBells;
+  readonly #lines = startLines();
   readonly #links: WorkerLinks & { close?: () => void };
   readonly #writer: StatusWriter;
+  readonly #experts: GroupExperts;
   readonly #entries = new Map<string, Entry>();
   /** Those that are ending, by key (G1). */
   readonly #ending = new Map<string, Promise<void>>();
@@ -106,8 +125,10 @@ class Groups {
       wishOf: (group) => this.#wishOf(group),
       ...(gangLimits === undefined ? {} : { limits: gangLimits }),
     });
+    this.#bells = new GroupBells(stores);
     const onNews = (group: string) => this.#entries.get(group)?.cluster.ring();
     this.#links = linksOf?.(onNews) ?? new GrpcWorkerLinks({ trust, onNews: ({ group }) => onNews(group) });
+    this.#experts = new GroupExperts({ ...options, lead, onMoved: onNews });
     this.#writer = new StatusWriter({
       api,
       resource: replicaGroups,
@@ -137,14 +158,15 @@ class Groups {
         this.#options.reports?.board.subscribe((group) => this.#entries.get(group)?.cluster.ring()) ?? (() => {}),
       );
       this.#lookAtAll();
-      await Promise.race([this.#writer.run(term.signal), this.#watch(term.signal), this.#broken.promise]);
+      const running = [this.#writer, this.#experts].map((each) => each.run(term.signal));
+      await Promise.race([...running, this.#watch(term.signal), this.#broken.promise]);
     } catch (error) {
       if (!term.signal.aborted) throw error;
     } finally {
       for (const stop of unsubscribe) stop();
       for (const key of [...this.#entries.keys()]) this.#end(key);
       await Promise.all(this.#ending.values());
-      await this.#plans.close();
+      await Promise.all([this.#plans.close(), this.#experts.close()]);
       this.#links.close?.();
     }
   }
@@ -183,6 +205,7 @@ class Groups {
 
   #look(key: string): void {
     if (this.#lead.term.signal.aborted) return;
+    this.#gangs.touch(key);
     const object = this.#lead.stores.groups.get(key);
     const entry = this.#entries.get(key);
     if (object === undefined || object.metadata.deletionTimestamp !== undefined) {
@@ -205,6 +228,7 @@ class Groups {
     if (known === undefined) this.#start(key, object, found);
     else if (known.goalText !== found.text) {
       known.goalText = found.text;
+      known.goal = found.goal;
       known.reconciler.setGoal(found.goal);
     } else this.#tell(key, known);
   }
@@ -280,7 +304,15 @@ class Groups {
       const entry = this.#entries.get(key);
       if (entry?.stop === stop) this.#tell(key, entry);
     };
-    const common = { api, stores, gangs: this.#gangs, links: this.#links, clock };
+    const common = {
+      api,
+      stores,
+      gangs: this.#gangs,
+      bells: this.#bells,
+      lines: this.#lines,
+      links: fencedLinks(this.#links, this.#lead.term),
+      clock,
+    };
     const stepsOf = (incarnation: bigint) => this.#options.reports?.board.stepsOf(key, incarnation);
     const cluster = new KubeCluster({ group: key, ...common, onCause: tell, stepsOf });
     const reconciler = new Reconciler(goal, {
@@ -297,11 +329,12 @@ class Groups {
       if (!stop.signal.aborted) this.#broken.reject(error);
     });
     const uid = metadata.uid ?? "";
-    this.#entries.set(key, { uid, cluster, reconciler, stop, done, goalText: text, restarts: undefined });
+    this.#entries.set(key, { uid, cluster, reconciler, stop, done, goal, goalText: text, restarts: undefined });
   }
 
   #end(key: string): void {
     this.#writer.forget(key);
+    this.#experts.forget(key);
     this.#options.reports?.board.forget(key);
     const entry = this.#entries.get(key);
     if (entry === undefined) return;
@@ -328,6 +361,8 @@ class Groups {
     if (group === undefined) return;
     const status = refineStatus(told, entry.cluster.cause);
     this.#count(object, entry, status);
+    const movesExperts = this.#orderOf(group)?.movesExperts ?? false;
+    this.#experts.look(object, { goal: entry.goal, status, movesExperts });
     const ranks = this.#planSpecOf(group)?.spec.cut.world ?? 0;
     const nowMs = this.#options.clock.nowMs();
     const placement = this.#placementOf(object, group);
@@ -342,15 +377,7 @@ class Groups {
     const incarnation = BigInt(record.incarnation);
     const place = this.#gangs.placeOf(keyOf(object), incarnation, this.#options.clock.nowMs());
     if (place.kind !== "reserved") return [];
-    let firstRank = 0;
-    return place.reservation.seats
-      .toSorted((one, other) => one.worker - other.worker)
-      .map(({ worker, node, devices }) => {
-        const pod = podName({ group: object, incarnation, worker });
-        const placed = { worker, node, pod, firstRank, ranks: devices };
-        firstRank += devices;
-        return placed;
-      });
+    return placementOf(object, place.reservation);
   }
 
   /** Tells people of each incarnation that has ended by failure while this process looked on. */
@@ -366,20 +393,5 @@ class Groups {
     const { clock } = this.#options;
     await clock.sleep(this.#lead.term.signal, clock.nowMs() + CONFLICT_WAIT_MS);
     this.#look(key);
-  }
-}
-
-function unread(read: Exclude<PlanRead, { kind: "whole" }>, source: string): Found {
-  switch (read.kind) {
-    case "reading":
-      return { phase: "Scheduling", code: READING, message: `the headers of ${source} are read again` };
-    case "failed":
-      return { phase: "Scheduling", code: "source-unreadable", message: `${read.detail}; it is tried again` };
-    case "refused": {
-      const { code, field, detail } = read.fault;
-      return { phase: "Infeasible", code, message: field === "" ? detail : `${field}: ${detail}` };
-    }
-    default:
-      throw new Error(`unreachable: ${JSON.stringify(read satisfies never)}`);
   }
 }

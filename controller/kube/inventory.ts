@@ -50,32 +50,58 @@ const DRA_DRIVER = "gpu.nvidia.com";
 /** Stands in for products without a row of their own: the slowest that is served, so that no promise is too high. */
 const UNKNOWN_LIKE = "L40S";
 
+/** What one node is to us. `lacks`: what nobody has said of it, or what is not well with it. */
+export type NodeFinding = { node: GpuNode; lacks: readonly ("product" | "cards")[] } | { refused: RefusedNode };
+
 /** `product`: what nodes without labels are taken for, because a person has said so. */
 export function inventoryOf(objects: ClusterObjects, product?: string): ClusterInventory {
   const held = heldByNode(objects.pods);
-  const sliced = slicedNodes(objects.slices);
+  const sliced = new Set(objects.slices.flatMap((slice) => slicedNode(slice) ?? []));
+  const facts = objects.nodes.map(nodeFacts).toSorted((one, other) => (one.name < other.name ? -1 : 1));
+  return inventoryFrom(
+    facts.flatMap(
+      (each) => findingOf(each, { held: held.get(each.name) ?? 0, isSliced: sliced.has(each.name), product }) ?? [],
+    ),
+  );
+}
+
+export type NodeUse = {
+  /** GPUs that pods hold there. */
+  held: number;
+  /** A ResourceSlice offers its GPUs. */
+  isSliced: boolean;
+  product: string | undefined;
+};
+
+/** Undefined for a node that offers no GPU in any way. */
+export function findingOf(facts: NodeFacts, { held, isSliced, product }: NodeUse): NodeFinding | undefined {
+  const { name } = facts;
+  if (facts.split !== undefined) return { refused: { name, ...facts.split } };
+  if (facts.gpus === 0) return isSliced ? { refused: { name, code: "dra-only", text: DRA_TEXT } } : undefined;
+  const device = deviceOn(facts, product);
+  if (device === undefined)
+    return { refused: { name, code: "no-labels", text: "neither product nor memory of its GPUs is known" } };
+  const lacks: ("product" | "cards")[] = [];
+  if (!device.isKnown) lacks.push("product");
+  if ((facts.cards ?? 0) > facts.gpus) lacks.push("cards");
+  return { node: gpuNode(facts, device.device, held), lacks };
+}
+
+/** `findings`: by name (V3). */
+export function inventoryFrom(findings: Iterable<NodeFinding>): ClusterInventory {
   const nodes: GpuNode[] = [];
   const refused: RefusedNode[] = [];
   const missing: Missing = { labels: [], unknown: [], unhealthy: [] };
-  for (const facts of objects.nodes.map(nodeFacts).toSorted((one, other) => (one.name < other.name ? -1 : 1))) {
-    const { name } = facts;
-    if (facts.split !== undefined) {
-      refused.push({ name, ...facts.split });
+  for (const finding of findings) {
+    if ("refused" in finding) {
+      refused.push(finding.refused);
+      if (finding.refused.code === "no-labels") missing.labels.push(finding.refused.name);
       continue;
     }
-    if (facts.gpus === 0) {
-      if (sliced.has(name)) refused.push({ name, code: "dra-only", text: DRA_TEXT });
-      continue;
-    }
-    const device = deviceOn(facts, product);
-    if (device === undefined) {
-      missing.labels.push(name);
-      refused.push({ name, code: "no-labels", text: "neither product nor memory of its GPUs is known" });
-      continue;
-    }
-    if (!device.isKnown) missing.unknown.push(name);
-    if ((facts.cards ?? 0) > facts.gpus) missing.unhealthy.push(name);
-    nodes.push(gpuNode(facts, device.device, held.get(name) ?? 0));
+    const { node, lacks } = finding;
+    if (lacks.includes("product")) missing.unknown.push(node.name);
+    if (lacks.includes("cards")) missing.unhealthy.push(node.name);
+    nodes.push(node);
   }
   return { nodes, refused, needs: [...needsOf(missing), ...needsOfRefused(refused)] };
 }
@@ -97,25 +123,27 @@ function gpuNode(facts: NodeFacts, device: Device, held: number): GpuNode {
 
 function heldByNode(pods: readonly KubeObject[]): Map<string, number> {
   const held = new Map<string, number>();
-  for (const object of pods) {
-    const pod = podFacts(object);
-    // A nominated pod waits for the end of those it preempts; the scheduler keeps the room for it, and so do we. For pods of
-    // our own the reservation keeps it already.
-    const isOurs = pod.labels[LABELS.group] !== undefined;
-    const node = pod.node || (isOurs ? "" : pod.nominated);
-    if (node !== "" && !pod.isOver && pod.gpus > 0) held.set(node, (held.get(node) ?? 0) + pod.gpus);
+  for (const pod of pods) {
+    const { node, gpus } = heldBy(pod) ?? { node: "", gpus: 0 };
+    if (gpus > 0) held.set(node, (held.get(node) ?? 0) + gpus);
   }
   return held;
 }
 
-function slicedNodes(slices: readonly KubeObject[]): Set<string> {
-  const names = new Set<string>();
-  for (const slice of slices) {
-    const spec = fieldsOf(slice.spec);
-    const node = textOf(spec.nodeName);
-    if (node !== undefined && spec.driver === DRA_DRIVER && listOf(spec.devices).length > 0) names.add(node);
-  }
-  return names;
+/** What a pod holds and where; undefined where it holds nothing. */
+export function heldBy(object: KubeObject): { node: string; gpus: number } | undefined {
+  const pod = podFacts(object);
+  // A nominated pod waits for the end of those it preempts; the scheduler keeps the room for it, and so do we. For pods of
+  // our own the reservation keeps it already.
+  const isOurs = pod.labels[LABELS.group] !== undefined;
+  const node = pod.node || (isOurs ? "" : pod.nominated);
+  return node === "" || pod.isOver || pod.gpus === 0 ? undefined : { node, gpus: pod.gpus };
+}
+
+/** The node whose GPUs a ResourceSlice offers. */
+export function slicedNode(slice: KubeObject): string | undefined {
+  const spec = fieldsOf(slice.spec);
+  return spec.driver === DRA_DRIVER && listOf(spec.devices).length > 0 ? textOf(spec.nodeName) : undefined;
 }
 
 /** Names of nodes. */
@@ -229,11 +257,13 @@ function isProduct(node: GpuNode, wished: string | undefined): boolean {
  * nobody else were there (whether a wish can ever be met). Nodes without any are left out.
  */
 export function plannable(view: ClusterInventory, selection: Selection, count: "free" | "all"): Inventory {
-  const nodes = view.nodes.flatMap((node): InventoryNode[] => {
-    const devices = count === "free" ? node.free : node.allocatable;
-    if (devices === 0 || whyNot(node, selection) !== undefined) return [];
-    const { name, device, domain } = node;
-    return [{ kind: "gpu", name, devices: Array.from({ length: devices }, () => device), linkDomain: domain }];
-  });
-  return { nodes };
+  return { nodes: view.nodes.flatMap((node) => plannableNode(node, selection, count) ?? []) };
+}
+
+/** Undefined where it has nothing for this selection. */
+export function plannableNode(node: GpuNode, selection: Selection, count: "free" | "all"): InventoryNode | undefined {
+  const devices = count === "free" ? node.free : node.allocatable;
+  if (devices === 0 || whyNot(node, selection) !== undefined) return undefined;
+  const { name, device, domain } = node;
+  return { kind: "gpu", name, devices: Array.from({ length: devices }, () => device), linkDomain: domain };
 }

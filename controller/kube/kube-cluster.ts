@@ -25,21 +25,22 @@ import {
   workerTitle,
 } from "../reconcile/cluster.ts";
 import { Alarm } from "./alarm.ts";
-import { isConflict, isTransient, type KubeApi, KubeError, type KubeObject, keyOf } from "./client.ts";
+import type { KubeApi, KubeObject } from "./client.ts";
 import type { Clock } from "./clock.ts";
 import type { GangStores, Gangs, GroupWish, Place } from "./gang.ts";
 import { gangPod } from "./gang-pods.ts";
+import type { GroupBells } from "./group-bells.ts";
 import { type BesideStores, GroupBeside } from "./group-beside.ts";
 import { causeOfBeside, causeOfPlace, causeOfPods, causeOfTrouble } from "./group-cause.ts";
 import { groupOf, recordOf, withRecord } from "./group-record.ts";
 import { blamedOf, NodeWatch } from "./node-watch.ts";
 import { type OwnPod, PodStarter, unbornWorker } from "./pod-starter.ts";
 import { type PodCause, podState } from "./pod-state.ts";
+import { writeRecord } from "./record-write.ts";
 import { isSuspicious } from "./reports-board.ts";
-import { replicaGroups } from "./resources.ts";
-import type { Delta, Store } from "./store.ts";
+import type { StartLines } from "./start-lines.ts";
 import type { WorkerLinks } from "./worker-link.ts";
-import { WorkerSight } from "./worker-sight.ts";
+import { targetOf, WorkerSight } from "./worker-sight.ts";
 
 export type KubeClusterOptions = {
   /** `namespace/name` of the ReplicaGroup: what the reconciler calls its group. */
@@ -47,6 +48,9 @@ export type KubeClusterOptions = {
   api: KubeApi;
   stores: GangStores & BesideStores;
   gangs: Gangs;
+  bells: GroupBells;
+  /** Shared by all groups; default: nobody waits for others. */
+  lines?: StartLines;
   links: WorkerLinks;
   clock: Clock;
   /** What the pods say has changed: between two changes of what the reconciler says. */
@@ -55,6 +59,8 @@ export type KubeClusterOptions = {
   stepsOf?: (incarnation: bigint) => StepsSeen | undefined;
 };
 
+/** A reason of one's own: without one each ring would make an error with its stack. */
+const RUNG = "rung";
 /** After something failed that is no action's: the next look, if nothing changes before. */
 const AGAIN_MS = 1_000;
 
@@ -67,7 +73,7 @@ export class KubeCluster implements Cluster {
   readonly #nodes: NodeWatch;
   readonly #sight: WorkerSight;
   readonly #bells = new Set<() => void>();
-  readonly #unsubscribe: (() => void)[];
+  readonly #unsubscribe: () => void;
   readonly #closed = new AbortController();
   /** Workers that the reconciler has started and whose pod is still to be created, of `#wantedOf`. */
   readonly #wanted = new Set<number>();
@@ -75,7 +81,8 @@ export class KubeCluster implements Cluster {
   /** The incarnation that this process has recorded as begun and seen no pod of: nothing of it can have run. */
   #begunHere = -1n;
   #uid: string | undefined;
-  #isWaiting = true;
+  /** It has not begun, and looks at what there is to run on. */
+  #isOpen = true;
   readonly #alarm: Alarm;
   /** `asked`: why it has not begun, while it asks; `seen`: why what has begun is not further. */
   #causes: { asked: PodCause | undefined; seen: PodCause | undefined } = { asked: undefined, seen: undefined };
@@ -95,18 +102,12 @@ export class KubeCluster implements Cluster {
     this.#beside = new GroupBeside({ api, stores, nowMs });
     this.#alarm = new Alarm(clock, this.#closed.signal, () => this.ring());
     this.#sight = new WorkerSight(links, nowMs);
-    const listen = (store: Store, isOurs: (object: KubeObject) => boolean) =>
-      store.subscribe((delta: Delta) => {
-        if (isOurs(delta.object)) this.ring();
-      });
-    this.#unsubscribe = [
-      listen(stores.groups, (object) => keyOf(object) === options.group),
-      listen(stores.pods, (object) => this.#isWaiting || this.#isOwn(object)),
-      listen(stores.nodes, (node) => this.#isWaiting || this.#nodes.hasTurned(node)),
-      ...[stores.services, stores.budgets, stores.podGroups].flatMap((store) =>
-        store === undefined ? [] : listen(store, (object) => this.#isOwn(object)),
-      ),
-    ];
+    const ring = () => this.ring();
+    const onNode = (node: KubeObject) => {
+      if (this.#isOpen || this.#nodes.hasTurned(node)) this.ring();
+    };
+    this.#unsubscribe = options.bells.on(options.group, { ring, onNode });
+    options.gangs.watch(options.group, { ring, isOpen: () => this.#isOpen, nowMs });
   }
 
   /** What the pods say of why the group is not further, as of the last look; for refineStatus. */
@@ -114,8 +115,15 @@ export class KubeCluster implements Cluster {
     return this.#causes.asked ?? this.#causes.seen;
   }
 
+  /** Read when it is asked for: of thousands of nodes, and only one that has not begun asks. */
   async inventory(): Promise<Inventory> {
-    return this.#options.gangs.inventory(this.#look().wish);
+    const { wish } = this.#look();
+    const { gangs } = this.#options;
+    return {
+      get nodes() {
+        return gangs.inventory(wish).nodes;
+      },
+    };
   }
 
   async observe(group: string, signal: AbortSignal): Promise<GroupSeen> {
@@ -148,8 +156,7 @@ export class KubeCluster implements Cluster {
     const shown = looks.filter(({ isCurrent, pod }) => isCurrent || podState(pod).kind !== "ended");
     const workers = await Promise.all(shown.map((look) => this.#sight.see(look, signal)));
     workers.push(...this.#unborn(record, place, nowMs));
-    this.#isWaiting =
-      !record.begun || (place !== undefined && place.kind !== "reserved") || own.length < wish.devices.length;
+    this.#isOpen = !record.begun;
     this.#setCauses({ ...this.#causes, seen: this.#causeOf(own, record, place) });
     signal.throwIfAborted();
     return { group, record, workers, steps, blamed: blamedOf(place, workers) };
@@ -172,7 +179,7 @@ export class KubeCluster implements Cluster {
 
   async changed(signal: AbortSignal, untilMs: number): Promise<void> {
     const bell = new AbortController();
-    const ring = () => bell.abort();
+    const ring = () => bell.abort(RUNG);
     this.#bells.add(ring);
     await this.#options.clock.sleep(AbortSignal.any([signal, bell.signal, this.#closed.signal]), untilMs);
     this.#bells.delete(ring);
@@ -187,12 +194,8 @@ export class KubeCluster implements Cluster {
   close(): void {
     this.#closed.abort();
     this.#options.gangs.forget(this.#options.group);
-    for (const unsubscribe of this.#unsubscribe) unsubscribe();
+    this.#unsubscribe();
     this.#sight.keep(new Set());
-  }
-
-  #isOwn({ metadata }: KubeObject): boolean {
-    return metadata.ownerReferences?.some(({ uid }) => uid === this.#uid) ?? false;
   }
 
   /** Throws where the stores cannot tell (C3). */
@@ -227,7 +230,7 @@ export class KubeCluster implements Cluster {
 
   /** Does what is missing of what was begun (P4). Answers the incarnation's place, undefined where none has begun. */
   async #carryOn(look: Look, signal: AbortSignal): Promise<Place | undefined> {
-    const { record, wish, others } = look;
+    const { record, others } = look;
     const { group, gangs, clock } = this.#options;
     const { incarnation } = record;
     const older = others.filter(({ pod }) => pod.incarnation < incarnation);
@@ -235,14 +238,28 @@ export class KubeCluster implements Cluster {
     const isTidy = await this.#beside.sweep(this.#uid ?? "", incarnation, signal);
     if (!isSwept || !isTidy) this.#alarm.at(clock.nowMs() + AGAIN_MS);
     if (!record.begun) return undefined;
-    let place = gangs.placeOf(group, incarnation, clock.nowMs());
+    const place = gangs.placeOf(group, incarnation, clock.nowMs());
     if (place.kind === "released") return place;
-    if (await this.#beside.keep(wish.besideOf(look.object, incarnation), signal))
-      await this.#createWanted(look, signal);
+    const isStarting = this.#wanted.size > 0 || look.own.some(({ pod }) => pod.state === "waiting");
+    const leave = isStarting ? await this.#options.lines?.create.enter(signal) : undefined;
+    try {
+      return await this.#bringUp(incarnation, signal);
+    } finally {
+      leave?.();
+    }
+  }
+
+  async #bringUp(incarnation: bigint, signal: AbortSignal): Promise<Place | undefined> {
+    const { group, gangs, clock } = this.#options;
+    const before = this.#look();
+    if (before.record.incarnation !== incarnation || !before.record.begun) return undefined;
+    const { wish } = before;
+    if (await this.#beside.keep(wish.besideOf(before.object, incarnation), signal))
+      await this.#createWanted(before, signal);
     // Everything anew and in one moment: creating took time, and the place may be another's by now.
     const now = this.#look();
     if (now.record.incarnation !== incarnation || !now.record.begun) return undefined;
-    place = gangs.placeOf(group, incarnation, clock.nowMs());
+    const place = gangs.placeOf(group, incarnation, clock.nowMs());
     const isWhole = wish.devices.every((_, worker) => now.own.some(({ pod }) => pod.worker === worker));
     const isOpened =
       place.kind === "reserved" && isWhole && (await this.#starter.open(now.own, place.reservation, signal));
@@ -311,6 +328,15 @@ export class KubeCluster implements Cluster {
   // ---- actions ----
 
   async #record(replaces: bigint, record: GroupRecord, signal: AbortSignal): Promise<void> {
+    const leave = record.begun ? await this.#options.lines?.begin.enter(signal) : undefined;
+    try {
+      await this.#recordNow(replaces, record, signal);
+    } finally {
+      leave?.();
+    }
+  }
+
+  async #recordNow(replaces: bigint, record: GroupRecord, signal: AbortSignal): Promise<void> {
     const { group, gangs, clock } = this.#options;
     const { object, record: stored } = this.#look();
     if (isDeepStrictEqual(withRecord(object.status, record), object.status)) return;
@@ -328,7 +354,8 @@ export class KubeCluster implements Cluster {
       }
     } else gangs.withdraw(group);
     this.#setCauses({ ...this.#causes, asked: undefined });
-    await this.#write(object, record, signal);
+    const { api, stores } = this.#options;
+    await writeRecord({ api, groups: stores.groups, signal }, object, record);
     if (record.begun && !stored.begun) this.#begunHere = record.incarnation;
   }
 
@@ -339,34 +366,6 @@ export class KubeCluster implements Cluster {
       return causeOfBeside(this.#beside.trouble);
     const trouble = await this.#starter.probe(object, wish, incarnation, signal);
     return trouble === undefined ? undefined : causeOfTrouble({ worker: 0, trouble });
-  }
-
-  async #write(object: KubeObject, record: GroupRecord, signal: AbortSignal): Promise<void> {
-    const { api, stores } = this.#options;
-    const status = withRecord(object.status, record);
-    try {
-      stores.groups.learn(await api.replaceStatus(replicaGroups, { ...object, status }, signal));
-    } catch (error) {
-      if (signal.aborted || !(isConflict(error) || isTransient(error))) throw error;
-      // A write without an answer may have happened (A4 of client.ts): the server knows.
-      const live = await this.#relearn(signal);
-      const isWritten = live !== undefined && isDeepStrictEqual(withRecord(live.status, record), live.status);
-      if (!isWritten) throw error;
-    }
-  }
-
-  /** Whoever has written meanwhile: the next look shall see it. Where even that fails the watch will tell. */
-  async #relearn(signal: AbortSignal): Promise<KubeObject | undefined> {
-    const { api, group, stores } = this.#options;
-    const [namespace, name = ""] = group.split("/");
-    try {
-      const live = await api.get(replicaGroups, name, namespace, signal);
-      if (live !== undefined) stores.groups.learn(live);
-      return live;
-    } catch (error) {
-      if (!(error instanceof KubeError)) throw error;
-      return undefined;
-    }
   }
 
   async #start(name: WorkerName, signal: AbortSignal): Promise<void> {
@@ -383,7 +382,7 @@ export class KubeCluster implements Cluster {
   async #load(name: WorkerName, request: LoadRequest, signal: AbortSignal): Promise<void> {
     const { own, wish, record } = this.#look();
     const found = own.find(({ pod }) => pod.worker === name.worker && record.incarnation === name.incarnation);
-    const target = found && this.#sight.targetOf({ name, pod: found.object, port: wish.port });
+    const target = found && targetOf({ name, pod: found.object, port: wish.port });
     if (target === undefined) throw new Error(`${workerTitle(name)} has no address yet`);
     await this.#options.links.load(target, request, signal);
   }

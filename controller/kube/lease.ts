@@ -16,7 +16,14 @@ import { isRecord, microTimeOf } from "./wire.ts";
 
 export type LeaseTimes = { leaseMs: number; renewMs: number; retryMs: number };
 
-export const defaultLeaseTimes: LeaseTimes = { leaseMs: 15_000, renewMs: 10_000, retryMs: 2_000 };
+/** In the proportions that the leader elections of Kubernetes have. */
+export const leaseTimesOf = (leaseMs: number): LeaseTimes => ({
+  leaseMs,
+  renewMs: (leaseMs * 2) / 3,
+  retryMs: (leaseMs * 2) / 15,
+});
+
+export const defaultLeaseTimes: LeaseTimes = leaseTimesOf(15_000);
 
 export type Term = {
   /** Greater than that of any term before (E3). */

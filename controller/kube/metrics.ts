@@ -22,6 +22,8 @@ export const METRICS = {
   muster_status_pending: "status writes that wait",
   muster_report_streams: "streams of leaders, gateways and inspect pods that are open, by kind",
   muster_reports_refused_total: "streams of reports that were ended, by status code",
+  muster_expert_moves_total: "moves of experts by load, by outcome: moved, failed",
+  muster_expert_imbalance: "busiest rank over the mean of all at the last move, by moment: before, after",
   muster_events_total: "events, by outcome: sent, aggregated, dropped",
 } as const;
 

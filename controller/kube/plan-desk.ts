@@ -4,7 +4,6 @@
 //   P1  an owner has at most one question under way; all together at most `atOnceMax`; each ends within `askMs`.
 //   P2  a question is asked again only after a failure (back-off), or, where nothing fitted, when the inventory has changed.
 //   P3  whether there is a better plan is asked at most once in `betterMs`, after questions of those that have none.
-import { Worker } from "node:worker_threads";
 import type { Ask, Planning } from "../reconcile/deployment/planning.ts";
 import type { Question } from "../reconcile/deployment/wish.ts";
 import type { Answer } from "../reconcile/deployment/world.ts";
@@ -18,8 +17,6 @@ export type DeskLimits = { atOnceMax: number; askMs: number; betterMs: number; a
 const defaultDeskLimits: DeskLimits = { atOnceMax: 2, askMs: 120_000, betterMs: 3_600_000, againMs: 10_000 };
 
 const BACKOFF = { baseMs: 2_000, maxMs: 300_000 };
-/** A thread that plans for 40,000 GPUs needs about a tenth of it. */
-const HEAP_MB_MAX = 2_048;
 
 type Entry = {
   hash: string;
@@ -158,26 +155,3 @@ function groundsText({ grounds }: Ask): string {
     nodes.map((node) => (node.kind === "gpu" ? `${node.devices.length}x${node.devices[0]?.product}` : node.name));
   return JSON.stringify([text(grounds.all).toSorted(), text(grounds.free).toSorted()]);
 }
-
-/** A thread for each question. Rejects where the thread dies or the signal aborts. */
-export const threadPlanner: Planner = async (ask, signal) => {
-  signal.throwIfAborted();
-  const thread = new Worker(new URL("./plan-thread.ts", import.meta.url), {
-    workerData: ask,
-    // Flags of the process are about how it was started.
-    execArgv: [],
-    resourceLimits: { maxOldGenerationSizeMb: HEAP_MB_MAX },
-  });
-  const { promise, resolve, reject } = Promise.withResolvers<Planning>();
-  const onAbort = () => reject(signal.reason);
-  signal.addEventListener("abort", onAbort, { once: true });
-  thread.once("message", resolve);
-  thread.once("error", reject);
-  thread.once("exit", (code) => reject(new Error(`the planning thread ended with code ${code} and no answer`)));
-  try {
-    return await promise;
-  } finally {
-    signal.removeEventListener("abort", onAbort);
-    await thread.terminate();
-  }
-};

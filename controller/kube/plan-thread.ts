@@ -1,7 +1,6 @@
-// One question to the planner in a thread of its own: headers may come over a slow network, and thousands of cuts take a
-// while. Its owner ends it when it takes too long. Started by plan-desk.ts alone.
-import { parentPort, workerData } from "node:worker_threads";
+// Questions to the planner in a thread of its own, one after the other. Its owner ends it when one takes too long. Started by
+// plan-threads.ts alone.
+import { parentPort } from "node:worker_threads";
 import { type Ask, planQuestion } from "../reconcile/deployment/planning.ts";
 
-const ask: Ask = workerData;
-parentPort?.postMessage(await planQuestion(ask));
+parentPort?.on("message", async (ask: Ask) => parentPort?.postMessage(await planQuestion(ask)));

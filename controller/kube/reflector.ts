@@ -114,7 +114,8 @@ export class Reflector {
       const page = await api.list(resource, { ...this.#selection, ...paging }, signal);
       if (next) this.#pagedTries -= 1;
       store.heard(clock.nowMs());
-      for (const object of page.items) objects.push(object);
+      // Nothing more of it, from the first page on: 100,000 pods as they come are more than a gigabyte.
+      for (const object of page.items) objects.push(store.kept(object));
       version = page.resourceVersion;
       next = page.continue;
     } while (next !== "");

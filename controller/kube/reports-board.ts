@@ -96,6 +96,12 @@ export class ReportsBoard {
     return { tokensPerSecond, step: stepOf(voice.report), stepMs: voice.stepMs };
   }
 
+  /** Milliseconds of a step, as its leader has said of late; 0 where it has not. */
+  stepTimeOf(group: string): number {
+    const voice = this.#voices.get(group);
+    return voice === undefined || this.#nowMs() - voice.saidMs > STALE_MS ? 0 : (voice.report.stats?.stepMs ?? 0);
+  }
+
   /** Those who have spoken of late. */
   voices(): Voice[] {
     const nowMs = this.#nowMs();

@@ -111,7 +111,15 @@ export function gangsOf(pods: readonly GangPod[]): Map<string, GangPod[]> {
   return new Map([...gangs].toSorted(([one], [other]) => (one < other ? -1 : 1)));
 }
 
-export type GangStep = { ledger: Ledger; decisions: readonly GangDecision[]; wakeMs: number };
+export type GangStep = {
+  ledger: Ledger;
+  decisions: readonly GangDecision[];
+  wakeMs: number;
+  /** Seats that are counted though no bound pod holds their GPUs yet. */
+  unbound: readonly UnboundSeat[];
+};
+
+export type UnboundSeat = { group: string; node: string; devices: number };
 
 export function step(memory: Ledger, world: GangWorld, limits: GangLimits = gangLimits): GangStep {
   const gangs = gangsOf(world.pods);
@@ -140,18 +148,22 @@ export function step(memory: Ledger, world: GangWorld, limits: GangLimits = gang
     decisions.push({ kind: "wait", group, incarnation, ...verdict.wait });
     if (reservation !== undefined) wakes.push(reservation.sinceMs + limits.wholeMs);
   }
-  space.charge();
+  const unbound = findings.flatMap((finding) =>
+    unboundSeats(finding).map(({ node, devices }) => ({ group: finding.pods[0]?.group ?? "", node, devices })),
+  );
+  for (const seat of unbound) space.take(seat);
   for (const candidate of candidatesOf(world, findings)) {
     const decision = place(candidate, space, { nowMs: world.nowMs, limits, wakes });
     if (decision.kind === "reserve") {
       const { kind: _, ...reservation } = decision;
       kept.set(gangKey(reservation), reservation);
       wakes.push(reservation.sinceMs + limits.wholeMs);
+      for (const { node, devices } of reservation.seats) unbound.push({ group: reservation.group, node, devices });
     }
     decisions.push(decision);
   }
   const future = wakes.filter((wake) => wake > world.nowMs);
-  return { ledger: kept, decisions, wakeMs: Math.min(...future, Number.POSITIVE_INFINITY) };
+  return { ledger: kept, decisions, wakeMs: Math.min(...future, Number.POSITIVE_INFINITY), unbound };
 }
 
 /** Pods first; memory only for gangs on whose pods nothing is written yet. */
@@ -220,11 +232,6 @@ class Space {
       const text = `GPUs of node ${short.node} that were reserved for it went to other pods`;
       finding.verdict = { kind: "release", code: "devices-taken", text, blamed: [] };
     }
-  }
-
-  /** Seats that no pod is bound to yet; those of gangs that go count while their pods may still be bound. */
-  charge(): void {
-    for (const finding of this.#findings) for (const seat of unboundSeats(finding)) this.take(seat);
   }
 
   take({ node, devices }: { node: string; devices: number }): void {

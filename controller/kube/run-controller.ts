@@ -98,7 +98,7 @@ async function leadOnce(options: ControllerOptions, term: Term): Promise<void> {
   if (served === undefined) return;
   const stores = storesOf(served);
   const { nodes, pods, slices } = stores;
-  const view = new ClusterView({ nodes, pods, ...(slices ? { slices } : {}) }, () => clock.nowMs());
+  const view = new ClusterView({ nodes, pods, slices });
   const meters = metrics === undefined ? {} : { metrics };
   const events = new EventRecorder({ api, clock, random, controller: CONTROLLER, instance: identity, ...meters });
   const onChange = (owner: KubeObject) => looks.changed(owner);

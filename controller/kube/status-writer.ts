@@ -52,6 +52,9 @@ export type StatusWriterOptions = {
 
 type Wanted = { object: KubeObject; status: unknown; sinceMs: number; isHeadline: boolean; notBeforeMs: number };
 
+/** A reason of one's own: without one each offer would make an error with its stack. */
+const WOKEN = "woken";
+
 export class StatusWriter {
   readonly #options: StatusWriterOptions;
   readonly #limits: StatusLimits;
@@ -87,7 +90,7 @@ export class StatusWriter {
       sinceMs: before?.isHeadline === isHeadline ? before.sinceMs : clock.nowMs(),
       notBeforeMs: before?.notBeforeMs ?? 0,
     });
-    this.#wake.abort();
+    this.#wake.abort(WOKEN);
   }
 
   /** The object has gone. */
@@ -100,7 +103,7 @@ export class StatusWriter {
   /** Writes one at a time until aborted: the budget is small and order is worth more than speed. */
   async run(signal: AbortSignal): Promise<void> {
     const { clock } = this.#options;
-    const onAbort = () => this.#wake.abort();
+    const onAbort = () => this.#wake.abort(WOKEN);
     signal.addEventListener("abort", onAbort, { once: true });
     while (!signal.aborted) {
       this.#wake = new AbortController();

@@ -111,6 +111,11 @@ export class Store {
 
   // --- the reflector's side ---
 
+  /** What would be kept of it; of what is kept already: the same again. */
+  kept(object: KubeObject): KubeObject {
+    return this.#keep(object);
+  }
+
   /** The whole of it, as of that version. */
   replace(objects: readonly KubeObject[], version: string): void {
     const wentBack = isNewer(this.#watched, version);

@@ -63,7 +63,7 @@ export class Stage {
 
   /** As of now: a view remembers for a second, and here no time passes. */
   view(): ClusterView {
-    return new ClusterView(this.#stores, () => this.nowMs);
+    return new ClusterView(this.#stores);
   }
 
   node(name: string): KubeObject | undefined {

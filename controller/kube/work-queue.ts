@@ -47,6 +47,9 @@ export type WorkOptions = {
   onFailure?: (key: string, error: unknown, againMs: number) => void;
 };
 
+/** A reason of one's own: without one each add would make an error with its stack. */
+const WOKEN = "woken";
+
 export class WorkQueue {
   readonly #options: QueueOptions;
   readonly #limits: QueueLimits;
@@ -83,7 +86,7 @@ export class WorkQueue {
     if (this.#running.has(key)) this.#again.set(key, this.#again.get(key) ?? nowMs);
     else if (!this.#ready.has(key)) {
       this.#ready.set(key, nowMs);
-      this.#wake.abort();
+      this.#wake.abort(WOKEN);
     }
     return true;
   }
@@ -96,7 +99,7 @@ export class WorkQueue {
     if (this.#ready.has(key) || this.#again.has(key)) return true;
     if (atMs < (this.#delayed.of(key) ?? Number.POSITIVE_INFINITY)) {
       this.#delayed.set(key, atMs);
-      this.#wake.abort();
+      this.#wake.abort(WOKEN);
     }
     return true;
   }
@@ -107,7 +110,7 @@ export class WorkQueue {
     this.#ready.clear();
     this.#delayed.clear();
     this.#again.clear();
-    this.#wake.abort();
+    this.#wake.abort(WOKEN);
   }
 
   /** Gives keys their turns until closed or aborted. To be called once. */
@@ -124,7 +127,7 @@ export class WorkQueue {
         if (key === undefined) break;
         const turn: Promise<void> = this.#turn(key, { handler, options, signal }).finally(() => {
           turns.delete(turn);
-          this.#wake.abort();
+          this.#wake.abort(WOKEN);
         });
         turns.add(turn);
       }

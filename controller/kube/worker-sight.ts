@@ -51,7 +51,7 @@ export class WorkerSight {
       return { name, node, address: "", state: { kind: "exited", code, signal: by, detail } };
     }
     if (state.kind === "running") {
-      const target: WorkerTarget = { name, uid: podFacts(pod).uid, address: targetOf(state.address, port) };
+      const target: WorkerTarget = { name, uid: podFacts(pod).uid, address: addressOf(state.address, port) };
       const view = isCurrent ? await this.#ask(target, look, signal) : silent(nowMs, "it is of another incarnation");
       const gone = isCurrent ? whyGone(look, view) : undefined;
       if (gone !== undefined) return { name, node, address: target.address, state: exited(gone) };
@@ -61,13 +61,6 @@ export class WorkerSight {
     if (over !== undefined) return { name, node, address: "", state: exited(over) };
     // Not a worker's silence: it is bounded by T and PULL_MS, not by the reconciler.
     return { name, node, address: "", state: { kind: "running", view: silent(nowMs, state.cause.text) } };
-  }
-
-  /** Undefined where it cannot be asked. */
-  targetOf({ name, pod, port }: Pick<Look, "name" | "pod" | "port">): WorkerTarget | undefined {
-    const state = podState(pod);
-    if (state.kind !== "running") return undefined;
-    return { name, uid: podFacts(pod).uid, address: targetOf(state.address, port) };
   }
 
   /** Whether it has ever answered this process. */
@@ -117,6 +110,13 @@ function whyOver({ pod, place, nowMs }: Look): string | undefined {
   return undefined;
 }
 
-function targetOf(address: string, port: number): string {
+/** Undefined where it cannot be asked. */
+export function targetOf({ name, pod, port }: Pick<Look, "name" | "pod" | "port">): WorkerTarget | undefined {
+  const state = podState(pod);
+  if (state.kind !== "running") return undefined;
+  return { name, uid: podFacts(pod).uid, address: addressOf(state.address, port) };
+}
+
+function addressOf(address: string, port: number): string {
   return address.includes(":") ? `[${address}]:${port}` : `${address}:${port}`;
 }

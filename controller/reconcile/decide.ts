@@ -216,7 +216,9 @@ function begin(
   pushRecord(draft, world, { ...record, revision: plan.revision, begun: true });
   for (let worker = 0; worker < plan.workers; worker++) pushStart(draft, world, worker);
   draft.because.push({ code: "begin", text: `incarnation ${record.incarnation} begins with ${plan.workers} workers` });
-  draft.finding = findingOf(record, Phase.SCHEDULING, "starting", `starting ${plan.workers} workers`);
+  const finding = findingOf(record, Phase.SCHEDULING, "starting", `starting ${plan.workers} workers`);
+  // Each try anew: what was waited for before it could begin is no standing still.
+  draft.finding = { ...finding, progress: `begins ${world.nowMs}` };
   return draft;
 }
 

@@ -105,12 +105,15 @@ function whyWrong(worker: number, seen: WorkerSeen, { world, furthest }: Around)
   }
 }
 
+/** What a switch of experts adds: workers make it in one step, but are not asked in one moment. */
+const EXPERTS_MARK = /-x[0-9a-f]{12}$/;
+
 function whyDisagreeing(own: readonly (WorkerSeen | undefined)[]): string | undefined {
   const ids = new Set<string>();
   for (const seen of own) {
     if (seen?.state.kind !== "running" || seen.state.view.kind !== "described") continue;
     const { phase, numericsId } = seen.state.view.description;
-    if (phase === WorkerPhase.SERVING) ids.add(numericsId);
+    if (phase === WorkerPhase.SERVING) ids.add(numericsId.replace(EXPERTS_MARK, ""));
   }
   return ids.size > 1 ? `its workers do not compute alike: ${[...ids].join(" and ")}` : undefined;
 }

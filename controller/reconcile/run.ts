@@ -32,6 +32,8 @@ export type ReconcilerOptions = {
 /** An unreadable world is no news for this long. */
 const UNREADABLE_GRACE_MS = 5_000;
 const RETRY_BASE_MS = 100;
+/** A reason of one's own: without one each nudge would make an error with its stack. */
+const NUDGED = "nudged";
 /** A person does not notice it, a hundred passes a second do not hurt. */
 const PASS_GAP_MS = 10;
 
@@ -59,12 +61,12 @@ export class Reconciler {
   /** The loop takes it up at once. */
   setGoal(goal: Goal): void {
     this.#goal = goal;
-    this.#nudge.abort();
+    this.#nudge.abort(NUDGED);
   }
 
   /** Runs until aborted; after a stop goal it goes on watching that nothing runs. */
   async run(signal: AbortSignal): Promise<void> {
-    signal.addEventListener("abort", () => this.#nudge.abort(), { once: true });
+    signal.addEventListener("abort", () => this.#nudge.abort(NUDGED), { once: true });
     const { cluster, clock, limits } = this.#options;
     while (!signal.aborted) {
       const nudge = new AbortController();
@@ -77,7 +79,7 @@ export class Reconciler {
         // After a failure the wait is a back-off: changes do not cut it short.
         await (this.#failedPasses > 0 ? woken : Promise.race([woken, changed]));
       }
-      nudge.abort();
+      nudge.abort(NUDGED);
       await clock.sleep(signal, startedMs + PASS_GAP_MS);
     }
   }

@@ -68,6 +68,9 @@ const foreign = (name: string, node: string): KubeObject =>
 const node = (name: string): KubeObject =>
   object("Node", name, { status: { allocatable: { "nvidia.com/gpu": "1" }, conditions: [] } });
 
+const lease = (holder: string): KubeObject =>
+  object("Lease", "muster-controller", { spec: { holderIdentity: holder } });
+
 type GroupWish = { phase?: string; incarnation?: number; restarts?: number; step?: number; plan?: string };
 
 function group({ phase = "Serving", incarnation = 1, restarts = 0, step = 0, plan = "p" }: GroupWish = {}): KubeObject {
@@ -135,6 +138,16 @@ const BREAKS: readonly { what: string; rule: string; history: History }[] = [
       world
         .see("pods", pod({ worker: 1, node: "n1", phase: "Failed" }), 1)
         .see("replicagroups", group({ step: 5 }), BOUNDS.servingMs + 2),
+  },
+  {
+    what: "who has just taken over says Serving anew of what has ended",
+    rule: "D3",
+    history: (world) =>
+      world
+        .see("pods", pod({ worker: 1, node: "n1", phase: "Failed" }), 1)
+        .see("replicagroups", group({ phase: "Scheduling" }), 2)
+        .see("leases", lease("other"), BOUNDS.servingMs)
+        .see("replicagroups", group(), BOUNDS.servingMs + 2),
   },
   {
     what: "Serving stays though a pod has gone, and nobody writes anything",
@@ -223,10 +236,11 @@ describe("invariants of a real cluster", () => {
 
   test("what lasts begins anew where another controller leads", () => {
     const world = new World();
-    const lease = (holder: string) => object("Lease", "muster-controller", { spec: { holderIdentity: holder } });
     world.see("leases", lease("one"), 0, "ADDED");
     world.see("pods", pod({ worker: 1, node: "n1" }), 1, "DELETED");
     world.see("leases", lease("other"), BOUNDS.staleMs);
+    // It writes what it has found, and has had no time to find more.
+    world.see("replicagroups", group({ step: 5 }), BOUNDS.staleMs + BOUNDS.servingMs - 1);
     world.invariants.look(2 * BOUNDS.staleMs - 1);
     expect(world.rules).toEqual([]);
     world.invariants.look(2 * BOUNDS.staleMs + 1);

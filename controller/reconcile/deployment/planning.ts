@@ -85,7 +85,7 @@ export function answerFor(model: ModelSpec, { question, grounds, calibration }: 
 
 const NO_NODES = {
   code: "no-nodes",
-  text: "no node has GPUs that this may use: look at gpu.product, gpu.nodeSelector and gpu.tolerations, and at the notices.",
+  text: "no node has GPUs that this may use: look at gpu.product, gpu.nodeSelector, gpu.tolerations and gpu.topology, and at the notices.",
 };
 
 const roomOf = (node: InventoryNode): number => (node.kind === "gpu" ? node.devices.length : 1);

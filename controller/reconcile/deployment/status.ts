@@ -142,6 +142,7 @@ function noticesOf(world: DeploymentWorld, told: Told, plan: StoredPlan | undefi
   const { shortage } = standing;
   const notices: Notice[] = [
     ...wish.notYet,
+    ...refusedPods(wish, standing),
     ...(pairing?.notices ?? []),
     ...(plan === undefined ? [] : sloNotices(wish.slo, plan.spec.prediction)),
     ...(shortage === undefined ? [] : [{ field: "spec.rollout", kind: "Needed" as const, message: shortage }]),
@@ -149,6 +150,13 @@ function noticesOf(world: DeploymentWorld, told: Told, plan: StoredPlan | undefi
   ];
   const shown = notices.slice(0, NOTICES_MAX).map((one) => ({ ...one, message: one.message.slice(0, MESSAGE_MAX) }));
   return shown.length === 0 ? {} : { notices: shown };
+}
+
+/** What the server has answered to a dry-run create of a pod of this patch. A quota is not the patch's fault. */
+function refusedPods({ hasPodPatch }: OwnerWish, { staying }: Standing): Notice[] {
+  const causes = staying.flatMap(({ status }) => (status.cause?.code === "pod-refused" ? [status.cause.message] : []));
+  const message = causes.find((each) => !each.includes("exceeded quota"));
+  return hasPodPatch && message !== undefined ? [{ field: "spec.podPatch", kind: "Refused", message }] : [];
 }
 
 function withPool(status: OwnerStatus, world: DeploymentWorld, plan: StoredPlan | undefined): OwnerStatus {

@@ -38,6 +38,8 @@ export type OwnerWish = {
   question: Question;
   /** Over what the pods are made from besides the plan. */
   podTemplateDigest: string;
+  /** Its pods are not the installation's alone. */
+  hasPodPatch: boolean;
   /** Name of the ShardPlan that is wanted. */
   planName: string;
   scale: Scale;
@@ -67,6 +69,7 @@ export function wishOfDeployment({ metadata, spec }: ModelDeployment): OwnerWish
       draftPool: wish.draftPool,
       again,
     }),
+    hasPodPatch: wish.podPatch !== undefined,
     scale: wish.scale,
     rollout: wish.rollout,
     slo: wish.slo,
@@ -91,6 +94,7 @@ export function wishOfPool({ metadata, spec }: DraftPool): OwnerWish {
   return {
     kind: "DraftPool",
     ...named(metadata.name, { question, podPatch: wish.podPatch, draftPool: undefined, again }),
+    hasPodPatch: wish.podPatch !== undefined,
     scale: { kind: "fixed", replicas: wish.replicas },
     rollout: { kind: "surge", drainMs: POOL_DRAIN_MS },
     slo: { ttftMs: undefined, itlMs: undefined },
@@ -126,6 +130,7 @@ function named(owner: string, parts: Parts): Pick<OwnerWish, "question" | "podTe
     quantisation: unless("auto", quantisation),
     contextTokens: plan.contextTokens,
     concurrency: plan.concurrency,
+    expertCopies: unless(0, plan.expertCopies),
     pins: plan.pins,
     kvFraction,
     product: nodes.product,

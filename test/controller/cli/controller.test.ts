@@ -31,7 +31,7 @@ afterEach(async () => {
   for (const clean of cleanups.splice(0).toReversed()) await clean();
 });
 
-async function begin(resources: readonly (typeof RESOURCES)[number][]) {
+async function begin(resources: readonly (typeof RESOURCES)[number][], flags: readonly string[] = []) {
   const api = new SimApiServer(realTime);
   const http = await SimHttpServer.listen(api, { resources });
   cleanups.push(() => http.close());
@@ -56,6 +56,7 @@ async function begin(resources: readonly (typeof RESOURCES)[number][]) {
     kubeconfig,
     "--worker-image",
     "worker@sha256:0",
+    ...flags,
   ];
   const child = spawn(process.execPath, args, { stdio: ["ignore", "ignore", "pipe"] });
   cleanups.push(() => child.kill("SIGKILL"));
@@ -78,7 +79,7 @@ async function till<T>(look: () => T | undefined): Promise<T> {
 }
 
 test("plans a real model in its thread, makes the groups, and gives the lease back when asked to end", async () => {
-  const { api, child } = await begin(RESOURCES);
+  const { api, child } = await begin(RESOURCES, ["--lease-seconds", "6"]);
   const node = await api.create(kinds.nodes, GPU_NODE, signal);
   await api.replaceStatus(kinds.nodes, { ...node, status: GPU_STATUS }, signal);
   const metadata = { name: "chat", namespace: "serving" };
@@ -91,6 +92,7 @@ test("plans a real model in its thread, makes the groups, and gives the lease ba
   const ended = endOf(child);
   await api.create(kinds.modelDeployments, wish, signal);
   const group = await till(() => api.objects(kinds.replicaGroups)[0]);
+  expect(api.objects(kinds.leases)[0]?.spec).toMatchObject({ leaseDurationSeconds: 6 });
   const [stored] = api.objects(kinds.shardPlans);
   const plan = parseShardPlan(stored);
   expect(plan).toMatchObject({
@@ -132,4 +134,11 @@ test("a source that is not there is the cause, with its field, and a cluster wit
   const { code, stderr } = await endOf(bare.child);
   expect(code).toBe(2);
   expect(stderr).toContain("the cluster does not serve ModelDeployment (muster.dev/v1alpha1)");
+});
+
+test("a lease that any pause would end is refused", async () => {
+  const { child } = await begin(RESOURCES, ["--lease-seconds", "2"]);
+  const { code, stderr } = await endOf(child);
+  expect(code).not.toBe(0);
+  expect(stderr).toContain('--lease-seconds: "2": write whole seconds, 3 to 86400');
 });

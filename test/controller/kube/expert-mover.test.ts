@@ -81,16 +81,18 @@ function bed() {
   const clock = new VirtualClock();
   const workers = new ScriptedWorkers();
   const moved: Moved[] = [];
+  const seen: number[] = [];
   const failures: string[] = [];
   const mover = new ExpertMover({
     links: workers,
     clock,
     lookMs: LOOK_MS,
     stepMsOf: () => 20,
+    onSeen: (_, map) => seen.push(map.version),
     onMoved: (_, what) => moved.push(what),
     onFailure: (_, detail) => failures.push(detail),
   });
-  return { clock, workers, moved, failures, mover };
+  return { clock, workers, moved, seen, failures, mover };
 }
 
 const SKEWED = [40_000, 30_000, 20_000, 10_000, 1_000, 1_000, 1_000, 1_000];
@@ -99,11 +101,11 @@ test("the first look counts, the second moves: both workers stage before the lea
   const { clock, workers, moved, failures, mover } = bed();
   workers.serve([9, 9, 9, 9, 9, 9, 9, 9]);
   mover.set("ns/chat-0", groupOf());
-  await clock.runFor(LOOK_MS + 1);
+  await clock.runFor(1);
   workers.serve(SKEWED);
   await clock.runFor(LOOK_MS);
   expect(workers.calls).toEqual(["load", "load", "stage 0", "stage 1", "switch"]);
-  expect(moved).toMatchObject([{ version: 1, numericsId: "n-1" }]);
+  expect(moved).toMatchObject([{ map: { version: 1 }, numericsId: "n-1" }]);
   expect(failures).toEqual([]);
   // Each gets planes of experts that its own rank comes to hold, and of no others.
   for (const { worker, request } of workers.staged) {
@@ -119,7 +121,7 @@ test("the first look counts, the second moves: both workers stage before the lea
 test("a worker that cannot stage: nobody switches, it is said, and tried again at a later look", async () => {
   const { clock, workers, moved, failures, mover } = bed();
   mover.set("ns/chat-0", groupOf());
-  await clock.runFor(LOOK_MS + 1);
+  await clock.runFor(1);
   workers.serve(SKEWED);
   workers.failing.set("stage 1", new Error("file 3: is 10 bytes long"));
   await clock.runFor(LOOK_MS);
@@ -136,29 +138,31 @@ test("little load goes on counting over looks; another controller's map is where
   const first = { version: 7, slots: 2, layers: BLOCKS.map((block) => ({ block, places: [0, 7, 2, 3, 4, 5, 6, 1] })) };
   workers.map = first;
   mover.set("ns/chat-0", groupOf());
-  await clock.runFor(LOOK_MS + 1);
+  await clock.runFor(1);
   for (let look = 0; look < 4; look++) {
     workers.serve([1_500, 0, 0, 0, 0, 0, 0, 1_600]);
     await clock.runFor(LOOK_MS);
   }
   // 3,100 tokens a look: the fourth makes it more than 10,000.
   expect(workers.calls.slice(0, 5)).toEqual(["load", "load", "load", "load", "load"]);
-  expect(moved.map(({ version }) => version)).toEqual([8]);
+  expect(moved.map(({ map }) => map.version)).toEqual([8]);
   await mover.close();
 });
 
 test("a new incarnation begins anew, a group that ends is asked no more", async () => {
-  const { clock, workers, mover } = bed();
+  const { clock, workers, seen, mover } = bed();
   mover.set("ns/chat-0", groupOf(1n));
   await clock.runFor(LOOK_MS / 2);
   mover.set("ns/chat-0", groupOf(2n));
   await clock.runFor(LOOK_MS - 1);
-  expect(workers.calls).toEqual([]);
+  expect(workers.calls).toEqual(["load", "load"]);
+  expect(seen).toEqual([0, 0]);
   await clock.runFor(2);
-  expect(workers.calls).toEqual(["load"]);
+  expect(workers.calls).toEqual(["load", "load", "load"]);
   mover.set("ns/chat-0", undefined);
   await clock.runFor(LOOK_MS * 3);
-  expect(workers.calls).toEqual(["load"]);
+  expect(workers.calls).toEqual(["load", "load", "load"]);
+  expect(seen).toEqual([0, 0]);
   await mover.close();
 });
 

@@ -7,6 +7,7 @@ import { FencedApi } from "../../../controller/kube/fenced-api.ts";
 import { fieldsOf } from "../../../controller/kube/fields.ts";
 import { Gangs } from "../../../controller/kube/gang.ts";
 import { gangKey, gangPod } from "../../../controller/kube/gang-pods.ts";
+import { GroupBells } from "../../../controller/kube/group-bells.ts";
 import { besideOf } from "../../../controller/kube/group-objects.ts";
 import { groupOf, recordOf } from "../../../controller/kube/group-record.ts";
 import { KubeCluster } from "../../../controller/kube/kube-cluster.ts";
@@ -23,6 +24,7 @@ import {
   replicaGroups,
   services,
 } from "../../../controller/kube/resources.ts";
+import { Slots } from "../../../controller/kube/slots.ts";
 import { Store } from "../../../controller/kube/store.ts";
 import type { GroupRecord } from "../../../controller/reconcile/cluster.ts";
 import { defaultLimits } from "../../../controller/reconcile/limits.ts";
@@ -335,6 +337,8 @@ export class Life {
       { resource: podDisruptionBudgets, store: stores.budgets },
       ...(stores.podGroups === undefined ? [] : [{ resource: podGroups, store: stores.podGroups }]),
     ].map((kind) => new Reflector({ api, clock: time, random, ...kind }).run(this.stop.signal));
+    const bells = new GroupBells(stores);
+    const lines = { begin: new Slots(1), create: new Slots(1) };
     sim.onNews = (group) => this.clusters.get(group.slice(NS.length + 1))?.ring();
     for (const [name, goal] of goals) {
       const group = `${NS}/${name}`;
@@ -342,7 +346,7 @@ export class Life {
         if (status !== undefined && !this.stop.signal.aborted) bed.tell(name, refineStatus(status, cluster.cause));
       };
       const onCause = () => tell(this.#reconcilers.get(name)?.status);
-      const cluster = new KubeCluster({ group, api, stores, gangs, links: sim, clock: time, onCause });
+      const cluster = new KubeCluster({ group, api, stores, gangs, bells, lines, links: sim, clock: time, onCause });
       this.clusters.set(name, cluster);
       const reconciler = new Reconciler(goal, {
         group,

@@ -1,8 +1,10 @@
 // Everything of a cluster in virtual time: API server, nodes, scheduler, kubelets, workers, a foreign tenant, and any number of
 // controller processes, each with its own clock, network and pauses. Owns who lives and that invariants are looked at; what
 // happens is whole-schedule.ts.
-import { parseModelDeployment, parseReplicaGroup } from "../../../controller/api/parse.ts";
+import { parseModelDeployment } from "../../../controller/api/parse.ts";
 import type { KubeApi, KubeObject, Resource } from "../../../controller/kube/client.ts";
+import { fieldsOf, textOf } from "../../../controller/kube/fields.ts";
+import { parsedGroupOf } from "../../../controller/kube/group-record.ts";
 import { groupsPart } from "../../../controller/kube/groups-part.ts";
 import type { LeaseTimes } from "../../../controller/kube/lease.ts";
 import { podFacts } from "../../../controller/kube/pod-facts.ts";
@@ -25,6 +27,7 @@ import { type FaultPlan, FaultyApi } from "../../sim/faults.ts";
 import { type PodFaults, SimPods } from "../../sim/pods.ts";
 import { type Pause, SimProcess } from "../../sim/process.ts";
 import { randomOf } from "../../sim/random.ts";
+import { seatOf } from "../../sim/scheduling.ts";
 import { VirtualClock } from "../../sim/virtual-clock.ts";
 import { admit, modelAt, planner } from "./deployment-bed.ts";
 import { node, pod } from "./objects.ts";
@@ -33,7 +36,9 @@ import { Shown } from "./whole-shown.ts";
 
 export const NS = "serving";
 /** T of these schedules. */
-const WHOLE_MS = 10_000;
+const WHOLE_MS = 5_000;
+/** What is closer together is one moment: many things happen at once here, as where a controller is busy. */
+const STEP_MS = 10;
 const LEASE: LeaseTimes = { leaseMs: 6_000, renewMs: 4_000, retryMs: 1_000 };
 const TEMPLATE = parseTemplate("drainSeconds: 1", "worker@sha256:0");
 export const GPUS = 4;
@@ -42,8 +47,9 @@ export type WholeOptions = {
   seed: number;
   nodes: number;
   podFaults: PodFaults;
-  /** J2; 0: never. */
+  /** J2. */
   overdrawnMs: number;
+  lateMs: number;
   /** Beyond T; how long the network may keep a leader from acting. */
   slackMs: number;
   /** What lies between a controller and its network: for tests of the checks. */
@@ -56,10 +62,15 @@ export type Process = {
   pauses: Pause[];
   ledSinceMs: number | undefined;
   stop: AbortController;
+  /** What happens to it right after the server has taken so many more writes of it, before it knows. */
+  atWrite: { left: number; run: () => void } | undefined;
 };
 
+/** Renewals and events say nothing of what it is at. */
+const ASIDE: readonly string[] = ["Lease", "Event"];
+
 export class WholeBed {
-  readonly time = new VirtualClock();
+  readonly time = new VirtualClock(undefined, STEP_MS);
   readonly server = new SimApiServer(this.time, { admit });
   readonly random: () => number;
   readonly sim: SimPods;
@@ -81,9 +92,12 @@ export class WholeBed {
     this.sim.onNews = (group) => {
       for (const tell of this.#news) tell(group);
     };
-    const { overdrawnMs, slackMs } = options;
+    const { overdrawnMs, lateMs, slackMs } = options;
     const ledSinceMs = () => this.leader?.ledSinceMs;
-    this.invariants = new Invariants({ server, time, wholeMs: WHOLE_MS, overdrawnMs, slackMs, ledSinceMs });
+    this.invariants = new Invariants({ server, time, wholeMs: WHOLE_MS, overdrawnMs, lateMs, slackMs, ledSinceMs });
+    server.onChange(({ resource, after }) => {
+      if (this.seatTaker !== undefined && resource.plural === "pods" && after !== undefined) this.#takeSeat(after);
+    });
   }
 
   static async begin(options: WholeOptions): Promise<WholeBed> {
@@ -113,7 +127,16 @@ export class WholeBed {
     const random = randomOf(this.#options.seed * 31 + this.#identities);
     const pauses: Pause[] = [];
     const api = new FaultyApi(this.server, { time, random, plan });
-    const process: Process = { name, api, pauses, ledSinceMs: undefined, stop: new AbortController() };
+    const stop = new AbortController();
+    const process: Process = { name, api, pauses, ledSinceMs: undefined, stop, atWrite: undefined };
+    api.onWritten = ({ kind }) => {
+      const { atWrite } = process;
+      if (atWrite === undefined || ASIDE.includes(kind)) return;
+      atWrite.left -= 1;
+      if (atWrite.left > 0) return;
+      process.atWrite = undefined;
+      atWrite.run();
+    };
     const clock = new SimProcess(time, { ...clockOf, pauses });
     const isReplaced = () => ![name, ""].includes(this.#holder);
     const shown = new Shown({ onBroken: (text) => invariants.fail(`${name}: ${text}`), isReplaced });
@@ -159,6 +182,7 @@ export class WholeBed {
   kill(process: Process): void {
     process.pauses.push({ fromMs: this.time.nowMs(), untilMs: Number.POSITIVE_INFINITY });
     process.ledSinceMs = undefined;
+    process.atWrite = undefined;
     this.processes.splice(this.processes.indexOf(process), 1);
   }
 
@@ -194,9 +218,10 @@ export class WholeBed {
         return answer;
       },
       load: async (target, request, signal) => {
-        await clock.awake();
+        // As it is sent: who is stopped between that and the wire sends what it may not; the worker refuses another's.
         if (isReplaced()) invariants.fail("J7: a Load is sent though another leads");
         invariants.checkLoad(target.name.group, request.incarnation);
+        await clock.awake();
         await sim.load(target, request, signal);
         await clock.awake();
       },
@@ -228,6 +253,24 @@ export class WholeBed {
   async tenant(name: string, gpus: number): Promise<void> {
     const { uid: _, resourceVersion: __, ...metadata } = pod(name, { gpus }).metadata;
     await this.server.create(pods, { ...pod(name, { gpus }), metadata }, this.never);
+  }
+
+  /** Of a tenant who takes all that is free where the next gate opens, before the scheduler comes to it; undefined: nobody. */
+  seatTaker: string | undefined;
+
+  #takeSeat(opened: KubeObject): void {
+    const facts = podFacts(opened);
+    const node = seatOf(opened);
+    if (node === undefined || facts.node !== "" || facts.isLeaving || facts.gates.length > 0) return;
+    const name = this.seatTaker ?? "";
+    this.seatTaker = undefined;
+    this.time.at(this.time.nowMs() + 1, () => {
+      const there = this.server.objects(pods).map(podFacts);
+      const held = there.filter((each) => each.node === node && !each.isOver).reduce((sum, { gpus }) => sum + gpus, 0);
+      const wanted = pod(name, { gpus: GPUS - held, node });
+      const { uid: _, resourceVersion: __, ...metadata } = wanted.metadata;
+      if (held < GPUS) void this.server.create(pods, { ...wanted, metadata }, this.never);
+    });
   }
 
   async tenantsLeave(): Promise<void> {
@@ -263,6 +306,8 @@ export class WholeBed {
   }
 
   #isServed(object: KubeObject): boolean {
+    // Read only where it may be so: this is asked at every change.
+    if (!["Serving", "Stopped"].includes(textOf(fieldsOf(object.status).phase) ?? "")) return false;
     const owner = parseModelDeployment(object);
     if (owner.kind === "refused") return false;
     const { spec, status, metadata } = owner.value;
@@ -272,7 +317,7 @@ export class WholeBed {
       .filter(({ metadata: { ownerReferences } }) => ownerReferences?.some(({ uid }) => uid === metadata.uid));
     if (groups.length !== spec.replicas || status.phase !== (spec.replicas === 0 ? "Stopped" : "Serving")) return false;
     return groups.every((group) => {
-      const parsed = parseReplicaGroup(group);
+      const parsed = parsedGroupOf(group);
       if (parsed.kind === "refused" || parsed.value.spec.plan !== status.planName) return false;
       const { phase, incarnation, placement } = parsed.value.status ?? {};
       const workers = this.sim.workers.filter(

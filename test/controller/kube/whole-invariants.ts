@@ -2,10 +2,12 @@
 // what of the past they need; changes nothing.
 //
 //   J1  pods that are bound never hold more GPUs than their node has.
-//   J2  open reservations of ours never promise a GPU twice; a late write of a leader that was replaced may do so until the
-//       next has given one back, for `overdrawnMs` at most, and then J1 still holds.
+//   J2  open reservations of ours never promise a GPU twice; a write of a leader that was replaced, which lands within
+//       `lateMs` of the next one's beginning, may do so until that one has given one back, for `overdrawnMs` at most, and then
+//       J1 still holds.
 //   J3  no open gang is a half for longer than T and `slackMs`, while somebody leads without a break.
-//   J4  incarnations only grow; none begins after the group has given up; the gate of a pod opens with a seat only.
+//   J4  incarnations only grow; none begins after the group has given up, or with pods of its own; the gate of a pod opens
+//       with a seat only.
 //   J5  all pods of a group are of its plan, and of one generation of workers: no worker starts beside one of another (SimPods).
 //   J6  a Load reaches workers of the record's incarnation alone.
 import { LABELS } from "../../../controller/api/meta.ts";
@@ -28,6 +30,7 @@ export type InvariantOptions = {
   wholeMs: number;
   slackMs: number;
   overdrawnMs: number;
+  lateMs: number;
   /** Since when one process has led without a break; undefined: nobody leads. */
   ledSinceMs: () => number | undefined;
 };
@@ -35,9 +38,11 @@ export type InvariantOptions = {
 export class Invariants {
   readonly broken: string[] = [];
   /** How often each was looked at in a world where it could have been broken. */
-  readonly met = { gpus: 0, reservations: 0, halves: 0, records: 0 };
+  readonly met = { gpus: 0, reservations: 0, halves: 0, oldHalves: 0, records: 0 };
   readonly #options: InvariantOptions;
-  readonly #since = new Map<string, number>();
+  /** What is so and may not last: since when. Made anew at every look, from the one before. */
+  #since = new Map<string, number>();
+  #before = new Map<string, number>();
 
   constructor(options: InvariantOptions) {
     this.#options = options;
@@ -64,10 +69,17 @@ export class Invariants {
   #see({ resource, before, after }: Change): void {
     if (resource.plural === "replicagroups" && after !== undefined) this.#checkRecord(before, after);
     if (resource.plural !== "pods") return;
+    this.look();
+    if (after !== undefined && before === undefined) this.#checkPlan(after);
+  }
+
+  /** At every change of pods, and whenever time has gone on: what lasts too long may last in silence. */
+  look(): void {
     const all = this.#options.server.objects(pods);
+    this.#before = this.#since;
+    this.#since = new Map();
     this.#checkGpus(all);
     this.#checkHalves(all);
-    if (after !== undefined && before === undefined) this.#checkPlan(after);
   }
 
   #checkGpus(all: readonly KubeObject[]): void {
@@ -89,12 +101,16 @@ export class Invariants {
       if (held > 0) this.met.gpus += 1;
       if (promised > 0) this.met.reservations += 1;
       if (held > gpus) this.fail(`J1: pods hold ${held} of ${gpus} GPUs of ${name}`);
-      this.#lasts(
-        `J2: ${promised} of ${gpus} GPUs of ${name} are promised`,
-        promised > gpus,
-        this.#options.overdrawnMs,
-      );
+      const text = `J2: ${promised} of ${gpus} GPUs of ${name} are promised`;
+      if (promised > gpus) this.#lasts(name, text, this.#overdrawnMs(name));
     }
+  }
+
+  /** What begins when nothing of a leader before can land any more is the work of this one. */
+  #overdrawnMs(node: string): number {
+    const { time, ledSinceMs, lateMs, overdrawnMs } = this.#options;
+    const isOwn = time.nowMs() - (ledSinceMs() ?? Number.POSITIVE_INFINITY) > lateMs;
+    return isOwn && !this.#before.has(node) ? 0 : overdrawnMs;
   }
 
   #checkHalves(all: readonly KubeObject[]): void {
@@ -106,12 +122,11 @@ export class Invariants {
       const size = Math.max(...members.map(({ written }) => written?.seats.length ?? 1));
       const isOpen = members.some(({ state, isLeaving }) => (state === "released" || state === "bound") && !isLeaving);
       const count = members.filter(({ state }) => state === "bound").length;
-      if (isOpen) this.met.halves += 1;
-      this.#lasts(
-        `J3: ${count} of ${size} pods of ${key} are bound`,
-        isOpen && count < size,
-        this.#options.wholeMs + this.#options.slackMs,
-      );
+      if (!isOpen) continue;
+      this.met.halves += 1;
+      const { wholeMs, slackMs } = this.#options;
+      const text = `J3: ${count} of ${size} pods of ${key} are bound`;
+      if (count < size && this.#lasts(key, text, wholeMs + slackMs) > wholeMs) this.met.oldHalves += 1;
     }
   }
 
@@ -145,23 +160,20 @@ export class Invariants {
       isNew &&
       this.#options.server
         .objects(pods)
-        .some((pod) => podFacts(pod).labels[LABELS.group] === name && gangPod(pod)?.incarnation === is.incarnation)
+        .some((pod) => isOwned(pod, after) && gangPod(pod)?.incarnation === is.incarnation)
     )
       this.fail(`J4: incarnation ${is.incarnation} of ${name} begins with pods that are there already`);
   }
 
-  /** For longer than the bound, since somebody leads who could end it. */
-  #lasts(what: string, isSo: boolean, boundMs: number): void {
-    const [key = ""] = what.split(": ").slice(1);
-    const id = what.startsWith("J2") ? key.replace(/^\d+/, "") : key.replace(/^\d+ of \d+/, "");
-    const ledSinceMs = this.#options.ledSinceMs();
-    if (!isSo) {
-      this.#since.delete(id);
-      return;
-    }
+  /** For longer than the bound, since somebody leads who could end it. Answers for how long it is so. */
+  #lasts(id: string, what: string, boundMs: number): number {
     const nowMs = this.#options.time.nowMs();
-    const sinceMs = Math.max(this.#since.get(id) ?? nowMs, ledSinceMs ?? nowMs);
+    const sinceMs = Math.max(this.#before.get(id) ?? nowMs, this.#options.ledSinceMs() ?? nowMs);
     this.#since.set(id, sinceMs);
-    if (nowMs - sinceMs > boundMs || (boundMs === 0 && isSo)) this.fail(`${what} for ${nowMs - sinceMs} ms`);
+    if (nowMs - sinceMs > boundMs || boundMs === 0) this.fail(`${what} for ${nowMs - sinceMs} ms`);
+    return nowMs - sinceMs;
   }
 }
+
+const isOwned = ({ metadata }: KubeObject, owner: KubeObject): boolean =>
+  metadata.ownerReferences?.some(({ uid }) => uid === owner.metadata.uid) ?? false;

@@ -246,6 +246,15 @@ suite("the way up", () => {
     const decision = decide(worldOf(workers), limits);
     expect(recordIn(decision)?.failures[0]?.detail).toContain("do not compute alike: a and b");
   });
+
+  test("a worker that has switched its experts a moment before the others is one with them", () => {
+    const workers = ["a-x0123456789ab", "a"].map((numericsId, worker) =>
+      running(worker, { phase: WorkerPhase.SERVING, numericsId }),
+    );
+    const { status, actions } = decide(worldOf(workers), limits);
+    expect(status).toMatchObject({ phase: Phase.SERVING, numericsId: "a-x0123456789ab" });
+    expect(actions).toEqual([]);
+  });
 });
 
 suite("failures", () => {

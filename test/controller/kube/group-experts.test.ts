@@ -1,0 +1,272 @@
+// Experts of groups in the hands of the groups' part, in virtual time: who is asked and who is not, and what a move leaves in
+// status, events and metrics, beside what others write there. Workers are in memory; what they count is the test's.
+import { beforeAll, expect, onTestFinished, test } from "vitest";
+import { parseReplicaGroup, parseShardPlan } from "../../../controller/api/parse.ts";
+import type { ExpertLinks } from "../../../controller/kube/expert-link.ts";
+import { groupsPart } from "../../../controller/kube/groups-part.ts";
+import { KubeMetrics } from "../../../controller/kube/metrics.ts";
+import { events, modelDeployments, nodes, replicaGroups, shardPlans } from "../../../controller/kube/resources.ts";
+import { runController } from "../../../controller/kube/run-controller.ts";
+import type { WorkerTarget } from "../../../controller/kube/worker-link.ts";
+import { parseTemplate } from "../../../controller/kube/worker-template.ts";
+import { readModel } from "../../../controller/model/model.ts";
+import { answerFor } from "../../../controller/reconcile/deployment/planning.ts";
+import type { ExpertLoadResponse, SwitchExpertsResponse } from "../../../proto/gen/muster/v1/experts.ts";
+import type { ExpertMap, ModelSpec } from "../../../proto/gen/muster/v1/plan.ts";
+import type { StageExpertsRequest } from "../../../proto/gen/muster/v1/worker.ts";
+import { SimApiServer } from "../../sim/api-server.ts";
+import { SimPods } from "../../sim/pods.ts";
+import { randomOf } from "../../sim/random.ts";
+import { VirtualClock } from "../../sim/virtual-clock.ts";
+import { node } from "./objects.ts";
+
+const NS = "serving";
+const SOURCE = "builtin://nano-maverick";
+const IMAGE = "worker@sha256:0";
+const LOOK_MS = 30_000;
+const BLOCKS = [1, 3];
+const SKEWED = [40_000, 30_000, 20_000, 10_000, 1_000, 1_000, 1_000, 1_000];
+const never = new AbortController().signal;
+const MEASURED = {
+  model: { source: SOURCE },
+  gpu: { count: 2, topology: { nodes: 2 } },
+  parallelism: { tp: 2, ep: 2 },
+  experts: { balancing: "measured", redundant: 2 },
+  rollout: { drainTimeout: "5s" },
+};
+
+let model: ModelSpec;
+beforeAll(async () => {
+  model = await readModel(SOURCE, { headersOnly: true });
+});
+
+/** The engines of one incarnation after the other: counters and map begin anew with each. */
+class Engines implements ExpertLinks {
+  readonly asked: WorkerTarget[] = [];
+  readonly staged: { target: WorkerTarget; request: StageExpertsRequest }[] = [];
+  failing: Error | undefined;
+  readonly #sim: SimPods;
+  #incarnation = 0n;
+  #map: ExpertMap | undefined;
+  #counts: bigint[] = [];
+
+  constructor(sim: SimPods) {
+    this.#sim = sim;
+  }
+
+  serve(tokens: readonly number[]): void {
+    this.#counts = tokens.map((count, expert) => (this.#counts[expert] ?? 0n) + BigInt(count));
+  }
+
+  #begin({ name: { incarnation } }: WorkerTarget): void {
+    if (incarnation === this.#incarnation) return;
+    this.#incarnation = incarnation;
+    this.#map = undefined;
+    this.#counts = new Array<bigint>(8).fill(0n);
+  }
+
+  async expertLoad(leader: WorkerTarget): Promise<ExpertLoadResponse> {
+    this.asked.push(leader);
+    this.#begin(leader);
+    return { layers: BLOCKS.map((block) => ({ block, tokens: [...this.#counts] })), map: this.#map };
+  }
+
+  async stageExperts(target: WorkerTarget, request: StageExpertsRequest): Promise<void> {
+    if (this.failing !== undefined) throw this.failing;
+    this.staged.push({ target, request });
+  }
+
+  /** Each worker has its new numerics with its own next step. */
+  async switchExperts(leader: WorkerTarget, version: number): Promise<SwitchExpertsResponse> {
+    this.#map = this.staged.findLast(({ request }) => request.map?.version === version)?.request.map;
+    const numericsId = `sim-x${version.toString(16).padStart(12, "0")}`;
+    for (const { description } of this.#sim.workers)
+      if (description.incarnation === leader.name.incarnation) description.numericsId = numericsId;
+    return { numericsId };
+  }
+}
+
+class Bed {
+  readonly time = new VirtualClock();
+  readonly server = new SimApiServer(this.time);
+  readonly random = randomOf(9);
+  readonly sim = new SimPods({ server: this.server, time: this.time, random: this.random });
+  readonly engines = new Engines(this.sim);
+  readonly metrics = new KubeMetrics();
+
+  static async begin(spec: object): Promise<Bed> {
+    const bed = new Bed();
+    for (const name of ["gpu-0", "gpu-1", "gpu-2"]) {
+      const wanted = node(name, { gpus: 1 });
+      const made = await bed.server.create(nodes, wanted, never);
+      await bed.server.replaceStatus(nodes, { ...made, status: wanted.status }, never);
+    }
+    const object = { apiVersion: "muster.dev/v1alpha1", kind: "ModelDeployment", spec };
+    await bed.server.create(modelDeployments, { ...object, metadata: { name: "chat", namespace: NS } }, never);
+    bed.#run();
+    await bed.serves(1);
+    return bed;
+  }
+
+  #run(): void {
+    const stop = new AbortController();
+    const { time: clock, random, sim, engines, metrics } = this;
+    const part = groupsPart({
+      clock,
+      random,
+      template: parseTemplate("drainSeconds: 5", IMAGE),
+      read: async () => model,
+      linksOf: (onNews) => {
+        sim.onNews = onNews;
+        return sim;
+      },
+      experts: { lookMs: LOOK_MS, links: engines },
+      metrics,
+    });
+    const planner = async (ask: Parameters<typeof answerFor>[1]) => answerFor(model, ask);
+    const lease = { namespace: NS, name: "muster-controller" };
+    const options = { api: this.server, clock, random, planner, workerImage: IMAGE, identity: "one", lease };
+    const done = runController({ ...options, parts: [part] }, stop.signal);
+    done.catch(() => {}); // ends are awaited
+    onTestFinished(async () => {
+      stop.abort();
+      await this.time.finish(done);
+    });
+  }
+
+  get group() {
+    const parsed = parseReplicaGroup(this.server.objects(replicaGroups)[0]);
+    if (parsed.kind === "refused") throw new Error(parsed.fault.detail);
+    return parsed.value.status ?? {};
+  }
+
+  get planObject() {
+    const [object] = this.server.objects(shardPlans);
+    if (object === undefined) throw new Error("no plan");
+    return object;
+  }
+
+  get plan() {
+    const parsed = parseShardPlan(this.planObject);
+    if (parsed.kind === "refused") throw new Error(parsed.fault.detail);
+    return parsed.value.status ?? {};
+  }
+
+  get told() {
+    return this.server
+      .objects(events)
+      .filter(({ action }) => action === "MoveExperts")
+      .map(({ type, reason, note }) => ({ type, reason, note }));
+  }
+
+  async serves(incarnation: number): Promise<void> {
+    const isSo = () =>
+      this.server.objects(replicaGroups).length > 0 &&
+      this.group.phase === "Serving" &&
+      this.group.incarnation === incarnation;
+    await this.time.runTill(isSo, `incarnation ${incarnation} serves`);
+  }
+
+  async moved(version: number): Promise<void> {
+    await this.time.runTill(() => this.plan.expertMap?.version === version, `map ${version} is said`, 4 * LOOK_MS);
+  }
+}
+
+test("experts are moved by load; status, event, numerics id and metrics say so, and what others have measured stays", async () => {
+  const bed = await Bed.begin(MEASURED);
+  await bed.moved(0);
+  const measured = { at: "2026-01-01T00:00:00Z", tokensPerSecond: 5 };
+  await bed.server.replaceStatus(
+    shardPlans,
+    { ...bed.planObject, status: { ...Object(bed.planObject.status), measured } },
+    never,
+  );
+  const { digest } = bed.plan.expertMap ?? {};
+  bed.engines.serve(SKEWED);
+  await bed.moved(1);
+  expect(bed.plan.measured).toEqual(measured);
+  expect(bed.plan.expertMap?.digest).toMatch(/^[0-9a-f]{12}$/);
+  expect(bed.plan.expertMap?.digest).not.toBe(digest);
+  expect(bed.engines.staged.map(({ target: { name } }) => name.worker)).toEqual([0, 1]);
+  const addresses = bed.sim.workers.map(({ uid, address }) => `${uid} ${address}:7440`);
+  expect(bed.engines.staged.map(({ target: { uid, address } }) => `${uid} ${address}`).toSorted()).toEqual(
+    addresses.toSorted(),
+  );
+  await bed.time.runTill(() => bed.group.numericsId === "sim-x000000000001", "the numerics id is said");
+  await bed.time.runFor(LOOK_MS);
+  expect(bed.told).toEqual([
+    {
+      type: "Normal",
+      reason: "ExpertsMoved",
+      note: expect.stringMatching(/^map 1: 2 copies in each layer: imbalance /),
+    },
+  ]);
+  expect(bed.metrics.total("muster_expert_moves_total", { outcome: "moved" })).toBe(1);
+  const imbalances = bed.metrics.samples().filter(({ name }) => name === "muster_expert_imbalance");
+  const [before = 0, after = 0] = imbalances.map(({ value }) => value);
+  expect(before).toBeGreaterThan(after);
+  expect(after).toBeGreaterThanOrEqual(1);
+  expect(bed.group).toMatchObject({ incarnation: 1, restarts: 0 });
+});
+
+test("a new incarnation begins with the plan's map, and moves anew", async () => {
+  const bed = await Bed.begin(MEASURED);
+  await bed.moved(0);
+  bed.engines.serve(SKEWED);
+  await bed.moved(1);
+  const [victim] = bed.sim.workers;
+  if (victim === undefined) throw new Error("nobody works");
+  bed.sim.crash(victim);
+  await bed.serves(2);
+  await bed.moved(0);
+  bed.engines.serve(SKEWED);
+  await bed.moved(1);
+  expect(bed.engines.staged.map(({ request: { incarnation } }) => incarnation)).toEqual([1n, 1n, 2n, 2n]);
+});
+
+test("what fails is said, and nobody switches", async () => {
+  const bed = await Bed.begin(MEASURED);
+  await bed.moved(0);
+  bed.engines.failing = new Error("file 3: is 10 bytes long");
+  bed.engines.serve(SKEWED);
+  await bed.time.runTill(() => bed.told.length > 0, "the failure is said", 4 * LOOK_MS);
+  expect(bed.told).toEqual([
+    { type: "Warning", reason: "ExpertsStay", note: "experts stay where they are: file 3: is 10 bytes long" },
+  ]);
+  expect(bed.metrics.total("muster_expert_moves_total", { outcome: "failed" })).toBeGreaterThan(0);
+  expect(bed.plan.expertMap?.version).toBe(0);
+  bed.engines.failing = undefined;
+  bed.engines.serve(SKEWED);
+  await bed.moved(1);
+});
+
+test.each([
+  ["whose owner does not ask for it", { ...MEASURED, experts: {} }],
+  [
+    "with all experts on every rank",
+    { ...MEASURED, parallelism: { tp: 2, ep: 1 }, experts: { balancing: "measured" } },
+  ],
+])("a group %s is never asked", async (_, spec) => {
+  const bed = await Bed.begin(spec);
+  await bed.time.runFor(4 * LOOK_MS);
+  expect(bed.engines.asked).toEqual([]);
+  expect(bed.plan.expertMap).toBeUndefined();
+});
+
+test("balancing that is switched off and on again while it serves is followed", async () => {
+  const bed = await Bed.begin({ ...MEASURED, experts: { balancing: "measured" } });
+  await bed.time.runTill(() => bed.engines.asked.length > 0, "it is asked");
+  const edit = async (balancing: string) => {
+    const [object] = bed.server.objects(modelDeployments);
+    if (object === undefined) throw new Error("no deployment");
+    await bed.server.replace(modelDeployments, { ...object, spec: { ...MEASURED, experts: { balancing } } }, never);
+  };
+  await edit("none");
+  await bed.time.runFor(LOOK_MS);
+  const asked = bed.engines.asked.length;
+  await bed.time.runFor(4 * LOOK_MS);
+  expect(bed.engines.asked.length).toBe(asked);
+  await edit("measured");
+  await bed.time.runTill(() => bed.engines.asked.length > asked, "it is asked again");
+  expect(bed.server.objects(shardPlans)).toHaveLength(1);
+});
