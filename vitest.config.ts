@@ -16,7 +16,7 @@ export default defineConfig({
     exclude: [...configDefaults.exclude, ...(isCluster ? [] : CLUSTER)],
     testTimeout: 60_000,
     hookTimeout: 60_000,
-    maxWorkers: isCluster ? 1 : 2,
+    maxWorkers: 2,
     pool: "forks",
     reporters: ["default"],
   },
