@@ -26,7 +26,7 @@ import type { FieldOwners } from "./field-owners.ts";
 import { defaultKinds, type KindRules } from "./kinds.ts";
 import { type Change, ObjectLog } from "./object-log.ts";
 import { type Admit, conflict, ObjectWriter, type Target, writeOf } from "./object-writer.ts";
-import { jsonPatch, mergePatch } from "./patches.ts";
+import { copyOf, jsonPatch, mergePatch } from "./patches.ts";
 import { selectorOf } from "./selector.ts";
 import type { VirtualTime } from "./virtual-time.ts";
 import { Watchers } from "./watchers.ts";
@@ -143,19 +143,19 @@ export class SimApiServer implements KubeApi {
 
   async create(resource: Resource, object: KubeObject, signal: AbortSignal, options: WriteOptions = {}) {
     signal.throwIfAborted();
-    return this.#writer.create(this.#rules(resource), structuredClone(object), writeOf(options));
+    return this.#writer.create(this.#rules(resource), copyOf(object), writeOf(options));
   }
 
   async replace(resource: Resource, object: KubeObject, signal: AbortSignal, options: WriteOptions = {}) {
     signal.throwIfAborted();
     const target = this.#target(resource, object.metadata.name, object.metadata.namespace);
-    return this.#writer.update(target, structuredClone(object), writeOf(options));
+    return this.#writer.update(target, copyOf(object), writeOf(options));
   }
 
   async replaceStatus(resource: Resource, object: KubeObject, signal: AbortSignal, options: WriteOptions = {}) {
     signal.throwIfAborted();
     const target = this.#target(resource, object.metadata.name, object.metadata.namespace);
-    return this.#writer.update(target, structuredClone(object), writeOf(options, "status"));
+    return this.#writer.update(target, copyOf(object), writeOf(options, "status"));
   }
 
   async patch(
@@ -169,7 +169,7 @@ export class SimApiServer implements KubeApi {
     signal.throwIfAborted();
     const target = this.#target(resource, name, namespace);
     const write = writeOf(options, options.subresource);
-    const change = structuredClone(body);
+    const change = copyOf(body);
     if (options.type === "apply") {
       const manager = options.fieldManager ?? "";
       if (manager === "")

@@ -167,10 +167,34 @@ function overlapping(paths: ReadonlySet<string>, text: string, path: Path): stri
 const segmentText = (segment: Segment): string =>
   typeof segment === "string" ? segment : "item" in segment ? `[${segment.item}]` : `[${segment.key}=${segment.value}]`;
 
+/** Both without what is equal in them: most writes change little, and paths are dear. */
+function differing(one: unknown, other: unknown): [unknown, unknown] {
+  if (!isRecord(one) || !isRecord(other)) return [one, other];
+  const left = { ...one };
+  const right = { ...other };
+  for (const field of Object.keys(one)) {
+    const [here, there] = [one[field], other[field]];
+    if (there === undefined) continue;
+    const [less, more] = isEqual(here, there) ? [{}, {}] : differing(here, there);
+    // What is empty now and was not before was equal; a map that is empty by itself is a value.
+    if (isEmptied(here, less)) delete left[field];
+    else left[field] = less;
+    if (isEmptied(there, more)) delete right[field];
+    else right[field] = more;
+  }
+  return [left, right];
+}
+
+function isEmptied(before: unknown, pruned: unknown): boolean {
+  const isNow = isRecord(pruned) && Object.keys(pruned).length === 0;
+  return isNow && !(isRecord(before) && Object.keys(before).length === 0);
+}
+
 /** F4. */
 export function ownersAfterWrite(before: unknown, after: unknown, owners: FieldOwners, manager: string): FieldOwners {
-  const old = fieldsOf(before);
-  const now = fieldsOf(after);
+  const [oldPart, newPart] = differing(before, after);
+  const old = fieldsOf(oldPart);
+  const now = fieldsOf(newPart);
   const next = new Map([...owners].map(([name, paths]) => [name, new Set(paths)]));
   const own = next.get(manager) ?? new Set<string>();
   next.set(manager, own);

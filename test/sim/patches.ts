@@ -106,6 +106,14 @@ function remove(root: Record<string, unknown>, path: readonly string[]): void {
   else delete holder[last];
 }
 
+/** A copy that its owner may go on changing; what is frozen, as stored objects are, is shared. */
+export function copyOf<T>(value: T): T;
+export function copyOf(value: unknown): unknown {
+  if (typeof value !== "object" || value === null || Object.isFrozen(value)) return value;
+  if (Array.isArray(value)) return value.map((item: unknown) => copyOf(item));
+  return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, copyOf(inner)]));
+}
+
 /** As JSON has it: the order of keys says nothing, undefined is absence. */
 export function isEqual(one: unknown, other: unknown): boolean {
   if (one === other) return true;

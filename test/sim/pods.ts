@@ -50,6 +50,8 @@ export class SimPods implements WorkerLinks {
   readonly started = new Set<string>();
   /** A worker has got on with its Load, as its stream would say. */
   onNews: (group: string) => void = () => {};
+  /** The scheduler never comes to the next pod of a gang whose gates open. */
+  isNextHeld = false;
   readonly #server: SimApiServer;
   readonly #time: VirtualClock;
   readonly #random: () => number;
@@ -57,7 +59,7 @@ export class SimPods implements WorkerLinks {
   /** By address. */
   readonly #workers = new Map<string, SimWorker>();
   readonly #deadNodes = new Set<string>();
-  /** Names of pods that the scheduler passes over. */
+  /** Names, or UIDs, of pods that the scheduler passes over. */
   readonly #held = new Set<string>();
   /** Pods (by UID) that scheduler or kubelet have at work. */
   readonly #scheduling = new Set<string>();
@@ -118,19 +120,20 @@ export class SimPods implements WorkerLinks {
   async killNode(name: string, { isZombie = false } = {}): Promise<void> {
     this.#deadNodes.add(name);
     for (const worker of this.workers) if (worker.node === name && !isZombie) this.#end(worker);
+    await this.#report(name, { status: "Unknown", message: "Kubelet stopped posting node status." });
+  }
+
+  async #report(name: string, ready: { status: string; message?: string }): Promise<void> {
     const node = this.#server.objects(nodes).find(({ metadata }) => metadata.name === name);
     if (node === undefined) throw new Error(`no node ${name}`);
-    const conditions = [{ type: "Ready", status: "Unknown", message: "Kubelet stopped posting node status." }];
-    await this.#server.replaceStatus(nodes, { ...node, status: { ...fieldsOf(node.status), conditions } }, forever);
+    const status = { ...fieldsOf(node.status), conditions: [{ type: "Ready", ...ready }] };
+    await this.#server.replaceStatus(nodes, { ...node, status }, forever);
   }
 
   /** The kubelet is back: it reports, ends what shall have gone meanwhile, and says what of its pods has died. */
   async reviveNode(name: string): Promise<void> {
     if (!this.#deadNodes.delete(name)) return;
-    const node = this.#server.objects(nodes).find(({ metadata }) => metadata.name === name);
-    if (node === undefined) throw new Error(`no node ${name}`);
-    const conditions = [{ type: "Ready", status: "True" }];
-    await this.#server.replaceStatus(nodes, { ...node, status: { ...fieldsOf(node.status), conditions } }, forever);
+    await this.#report(name, { status: "True" });
     const there = this.#server.objects(pods).filter((pod) => podFacts(pod).node === name);
     for (const worker of this.workers)
       if (worker.node === name && !there.some(({ metadata }) => metadata.uid === worker.uid)) this.#end(worker);
@@ -187,7 +190,12 @@ export class SimPods implements WorkerLinks {
       return;
     }
     if (facts.isOver || facts.node !== "" || facts.gates.length > 0 || this.#scheduling.has(facts.uid)) return;
-    if (this.#held.has(facts.name)) return;
+    if (this.isNextHeld && gangPod(pod) !== undefined) {
+      this.isNextHeld = false;
+      this.#held.add(facts.uid);
+      this.#count("hold");
+    }
+    if (this.#held.has(facts.name) || this.#held.has(facts.uid)) return;
     this.#scheduling.add(facts.uid);
     this.#after(20 + this.#random() * 200, () => void this.#schedule(pod));
   }
@@ -205,14 +213,8 @@ export class SimPods implements WorkerLinks {
       this.#after(1_000, () => void this.#schedule(pod));
       return;
     }
-    await this.#server.patch(
-      pods,
-      name,
-      namespace,
-      { spec: { nodeName: node.metadata.name } },
-      { type: "merge" },
-      forever,
-    );
+    const seated = { spec: { nodeName: node.metadata.name } };
+    await this.#server.patch(pods, name, namespace, seated, { type: "merge" }, forever);
     const conditions = [{ type: "PodScheduled", status: "True", lastTransitionTime: this.#timeText() }];
     await this.#writeStatus(pod, { conditions });
     const isSlow = this.#strikes(this.#faults.slowImage, "slowImage");

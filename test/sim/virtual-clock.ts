@@ -2,6 +2,7 @@
 //
 //   V1  timers of one moment run in the order they were set.
 //   V2  time does not go on while promises of the moment are still being settled.
+//   V3  with a step, whatever is waited for comes at a whole step, never early: what falls into one step is one moment.
 import type { Clock } from "../../controller/kube/clock.ts";
 
 type Timer = { atMs: number; order: number; run: (() => void) | undefined };
@@ -14,10 +15,12 @@ export class VirtualClock implements Clock {
   #order = 0;
   /** A binary heap by (atMs, order). */
   readonly #timers: Timer[] = [];
+  readonly #stepMs: number;
 
-  /** Begins at a moment that is a valid date. */
-  constructor(startMs: number = Date.UTC(2026, 0, 1)) {
+  /** Begins at a moment that is a valid date. `stepMs` 0: moments lie as close as they are asked for. */
+  constructor(startMs: number = Date.UTC(2026, 0, 1), stepMs = 0) {
     this.#now = startMs;
+    this.#stepMs = stepMs;
   }
 
   nowMs(): number {
@@ -39,7 +42,12 @@ export class VirtualClock implements Clock {
 
   /** Answers how to cancel it. */
   at(atMs: number, run: () => void): () => void {
-    const timer: Timer = { atMs: Math.max(atMs, this.#now), order: this.#order++, run };
+    const step = this.#stepMs;
+    const timer: Timer = {
+      atMs: Math.max(step > 0 ? Math.ceil(atMs / step) * step : atMs, this.#now),
+      order: this.#order++,
+      run,
+    };
     this.#push(timer);
     return () => {
       timer.run = undefined;
@@ -50,13 +58,21 @@ export class VirtualClock implements Clock {
   async runUntil(untilMs: number): Promise<void> {
     await turn();
     for (let next = this.#timers[0]; next !== undefined && next.atMs <= untilMs; next = this.#timers[0]) {
-      this.#pop();
-      if (next.run === undefined) continue;
-      this.#now = Math.max(this.#now, next.atMs);
-      next.run();
+      if (!this.#runFirst()) continue;
+      while (this.#stepMs > 0 && this.#timers[0] !== undefined && this.#timers[0].atMs <= this.#now) this.#runFirst();
       await turn();
     }
     this.#now = Math.max(this.#now, untilMs);
+  }
+
+  /** Answers false where it was cancelled. */
+  #runFirst(): boolean {
+    const [first] = this.#timers;
+    this.#pop();
+    if (first?.run === undefined) return false;
+    this.#now = Math.max(this.#now, first.atMs);
+    first.run();
+    return true;
   }
 
   async runFor(ms: number): Promise<void> {
