@@ -132,7 +132,8 @@ export class Gangs {
     const isSame = before?.incarnation === incarnation;
     const sinceMs = before?.sinceMs ?? nowMs;
     this.#asking.set(group, { incarnation, sinceMs, untilMs: nowMs + ASK_MS });
-    if (!isSame) this.touch(group);
+    // What was given back before it began is asked for anew: no incarnation has ended by it.
+    if (!isSame || this.#ledger.decisionOf(group, incarnation)?.kind === "release") this.touch(group);
     return { place: this.placeOf(group, incarnation, nowMs), sinceMs };
   }
 

@@ -4,7 +4,7 @@ import type { Cut, ModelSpec, Reason } from "../../proto/gen/muster/v1/plan.ts";
 import { Reason_Kind } from "../../proto/gen/muster/v1/plan.ts";
 import { cutFaults } from "../model/shards.ts";
 import { CPU_RANKS_MAX, DEVICES_MAX, deviceCount, type Inventory } from "./hardware.ts";
-import { isRefusal, type Placement, place } from "./place.ts";
+import { isRefusal, largestFirst, type Placement, place } from "./place.ts";
 import { moeOf } from "./shape.ts";
 import { inventoryKind, type Pins, type Wishes } from "./wishes.ts";
 
@@ -76,8 +76,9 @@ export function enumerateCuts(
   { pins, expertCopies }: Pick<Wishes, "pins" | "expertCopies">,
 ): Cuts {
   const cuts: Cuts = { placed: [], refused: [] };
+  const nodes = largestFirst(inventory);
   for (const world of worlds(inventory, pins)) {
-    const placement = place(inventory, world, pins.workers);
+    const placement = place(nodes, world, pins.workers);
     for (const cut of cutsOf(spec, world, pins)) {
       const reasons = [...cutFaults(spec, cut), ...copyFaults(spec, cut, expertCopies)];
       if (isRefusal(placement)) reasons.push(refusedFor(placement.code, `${placement.text}.`));

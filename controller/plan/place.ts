@@ -17,14 +17,20 @@ export type Placement = {
 
 export type Refusal = { code: string; text: string };
 
-/** Places `world` ranks evenly on the fewest nodes, or on `workers` of them. */
-export function place(inventory: Inventory, world: number, workers: number | undefined): Placement | Refusal {
-  const [first] = inventory.nodes;
-  if (first === undefined) return { code: "no-nodes", text: "the inventory has no nodes" };
-  // Largest devices first: a small node that joins never makes a group worse.
-  const nodes = inventory.nodes
-    .filter((node) => node.kind === first.kind)
-    .toSorted((one, other) => memoryOf(other) - memoryOf(one));
+/** Nodes of the kind of the first, the largest devices first: a small node that joins never makes a group worse. */
+export function largestFirst({ nodes }: Inventory): readonly InventoryNode[] {
+  const kind = nodes[0]?.kind;
+  const sized = nodes.filter((node) => node.kind === kind).map((node) => ({ node, memoryBytes: memoryOf(node) }));
+  return sized.toSorted((one, other) => other.memoryBytes - one.memoryBytes).map(({ node }) => node);
+}
+
+/** Places `world` ranks evenly on the fewest nodes, or on `workers` of them. `nodes`: largest first. */
+export function place(
+  nodes: readonly InventoryNode[],
+  world: number,
+  workers: number | undefined,
+): Placement | Refusal {
+  if (nodes.length === 0) return { code: "no-nodes", text: "the inventory has no nodes" };
   for (const count of workers === undefined ? countsUpTo(nodes.length, world) : [workers]) {
     const chosen = choose(nodes, world, count);
     if (chosen !== undefined) return placed(chosen, world);
@@ -42,10 +48,14 @@ function memoryOf(node: InventoryNode): number {
 
 const room = (node: InventoryNode): number => (node.kind === "gpu" ? node.devices.length : CPU_RANKS_MAX);
 
+/** The first `count` nodes that hold their share: the search ends with them, because there are thousands of others. */
 function choose(nodes: readonly InventoryNode[], world: number, count: number): InventoryNode[] | undefined {
   if (count < 1 || count > world || world % count !== 0) return undefined;
-  const fitting = nodes.filter((node) => room(node) >= world / count);
-  return fitting.length < count ? undefined : fitting.slice(0, count);
+  const chosen: InventoryNode[] = [];
+  for (const node of nodes) {
+    if (room(node) >= world / count && chosen.push(node) === count) return chosen;
+  }
+  return undefined;
 }
 
 function placed(nodes: readonly InventoryNode[], world: number): Placement {
