@@ -141,11 +141,15 @@ function serving(
   return say(Phase.SERVING, "serving", `all ${told.figures.readyRanks} ranks serve`);
 }
 
+/** Files come to the workers before they can be read: their headers alone are known here. */
+const isRemote = ({ goal }: World): boolean =>
+  goal.kind === "serve" && (goal.plan.model?.files.some(({ path }) => path === "") ?? false);
+
 /** The group is as far as its slowest worker. */
 function loading(draft: Draft, world: World, told: Tally, say: Say): Draft {
   const { bytesLoaded, bytesTotal } = told.figures;
   const isAt = (phase: WorkerPhase): boolean => told.phases.includes(phase);
-  const isPulling = isAt(WorkerPhase.PULLING);
+  const isPulling = isAt(WorkerPhase.PULLING) || (isAt(WorkerPhase.IDLE) && isRemote(world));
   if (isPulling || isAt(WorkerPhase.IDLE) || isAt(WorkerPhase.LOADING)) {
     const code = isPulling ? "pulling" : "loading";
     const sinceMs = world.last?.code === code ? world.last.sinceMs : world.nowMs;

@@ -107,15 +107,19 @@ function reportOn(options: RoleOptions, plan: ShardPlan, leaderOf: () => Leader 
   startReporter({ address, who: { namespace, group, incarnation, podUid }, life, progress, trust, signal });
 }
 
+/** Whether files have to come before they can be read: whoever planned has seen their headers alone. */
+export const isRemote = (plan: ShardPlan | undefined): boolean =>
+  plan?.model?.files.some(({ path }) => path === "") ?? false;
+
 async function localised(
   { localise, life, signal }: RoleOptions,
   plan: ShardPlan,
 ): Promise<Pick<Opened, "plan" | "model">> {
   const bring = async () => {
     if (localise === undefined) return plan;
-    life.change({ phase: WorkerPhase.PULLING });
+    if (isRemote(plan)) life.change({ phase: WorkerPhase.PULLING });
     const onProgress = (bytes: number, total: number) =>
-      life.change({ bytesLoaded: BigInt(bytes), bytesTotal: BigInt(total) });
+      life.change({ phase: WorkerPhase.PULLING, bytesLoaded: BigInt(bytes), bytesTotal: BigInt(total) });
     const found = await localise(plan, { signal, onProgress });
     life.change({ phase: WorkerPhase.LOADING, bytesLoaded: 0n, bytesTotal: 0n });
     return found;

@@ -30,7 +30,7 @@ import { expertCalls, tellNumerics } from "./experts.ts";
 import { faultError, otherIncarnation, type RpcError, rpcError } from "./grpc-error.ts";
 import { Life } from "./life.ts";
 import { Outlet } from "./outlet.ts";
-import { type Backend, type Localise, openRole, type Role } from "./role.ts";
+import { type Backend, isRemote, type Localise, openRole, type Role } from "./role.ts";
 
 /** Messages a gateway may leave unread before its stream is ended: a step is at most one message, so this is seconds. */
 const UNREAD_MESSAGES_MAX = 4_096;
@@ -150,7 +150,8 @@ export class WorkerHost {
   }
 
   async #become(request: LoadRequest): Promise<void> {
-    this.life.change({ phase: WorkerPhase.LOADING });
+    const isPulled = this.#localise !== undefined && isRemote(request.plan);
+    this.life.change({ phase: isPulled ? WorkerPhase.PULLING : WorkerPhase.LOADING });
     try {
       this.#role = await openRole({
         request,
