@@ -1,11 +1,12 @@
-// The planner on a whole large cluster stays far from a person's patience, also on a machine that does other things meanwhile.
+// The planner on a whole large cluster stays far from a person's patience.
 import { expect, test } from "vitest";
 import { behemothOnAll } from "./cluster-plan.ts";
 
-/** Asked for is one second on a machine of its own: `npm run bench -- cluster` measures that. This bound only keeps it from growing with the square. */
-const MS_MAX = 20_000;
+/** Of CPU time, because the machine does other things meanwhile. One second is asked for: `npm run bench -- cluster` measures that. */
+const CPU_MS_MAX = 2_000;
 
 test("the largest model is planned on 40,000 free GPUs", async () => {
   const planOnce = await behemothOnAll(5_000, 8);
-  expect(Math.min(planOnce(), planOnce(), planOnce())).toBeLessThan(MS_MAX);
+  const cpuMs = [planOnce(), planOnce(), planOnce()].map((planning) => planning.cpuMs);
+  expect(Math.min(...cpuMs)).toBeLessThan(CPU_MS_MAX);
 });

@@ -5,6 +5,7 @@
 //   before with nodes of 8 GPUs and pods of others. Deployments come at once; half of their replicas take one node, half two.
 //   The clock runs from the first write to the last pod that is bound. Percentiles are upper ends of the buckets of the
 //   controller's own histogram; memory is the peak that the kernel counts. Planning is timed in this process, headers read before.
+//   CPU times do not depend on what else the machine does; the others do, and `load_before` says how much that was.
 // Correctness, in the same run: no node has more GPUs bound than it has, and every gang is whole.
 // Not measured: a real API server and its etcd (the one in memory answers faster, and shares the machine's cores), the network,
 //   workers. PODS ARE FAKE: they are bound, and nothing runs in them.
@@ -34,9 +35,11 @@ import { appendRow, commit, median } from "./row.ts";
 const RESULTS = join(import.meta.dirname, "results/cluster.csv");
 const PROGRAM = join(import.meta.dirname, "../../controller/cli/muster.mjs");
 const HEADER =
-  "date,commit,cpu,cores,load_before,api_server,pods,nodes,strangers,deployments,groups,gpus_placed,gpus_wanted,place_s,reconcile_p99_s,reconciles,calls,calls_per_object,rss_peak_mb,rss_end_mb,plan_behemoth_ms";
+  "date,commit,cpu,cores,load_before,api_server,pods,nodes,strangers,deployments,groups,gpus_placed,gpus_wanted,place_s,reconcile_p99_s,reconciles,calls,calls_per_object,rss_peak_mb,rss_end_mb,plan_behemoth_ms,plan_behemoth_cpu_ms,controller_cpu_s";
 const ROUNDS = 5;
 const SAY_MS = 10_000;
+/** USER_HZ: the unit of /proc, the same on every Linux that Node runs on. */
+const TICKS_PER_SECOND = 100;
 
 type Size = { nodes: number; strangers: number; deployments: number; minutes: number };
 
@@ -87,6 +90,13 @@ function memoryOf({ pid }: ChildProcess, field: "VmHWM" | "VmRSS"): number {
   return Math.round(Number(new RegExp(`${field}:\\s+(\\d+) kB`).exec(text)?.[1] ?? Number.NaN) / 1024);
 }
 
+/** In seconds, of all its threads. */
+function cpuOf({ pid }: ChildProcess): number {
+  const [, after = ""] = readFileSync(`/proc/${pid}/stat`, "utf8").split(") ");
+  const [user, system] = after.split(" ").slice(11, 13).map(Number);
+  return ((user ?? Number.NaN) + (system ?? Number.NaN)) / TICKS_PER_SECOND;
+}
+
 /** Of the turns of deployments: upper end of the bucket in which the 99th of 100 lies, and how many there were. */
 async function reconciles(port: number): Promise<{ p99: number; count: number }> {
   const text = await (await fetch(`http://127.0.0.1:${port}/metrics`)).text();
@@ -129,8 +139,12 @@ function check(world: World): void {
 async function run(size: Size): Promise<void> {
   const [load = Number.NaN] = loadavg();
   const planOnce = await behemothOnAll(size.nodes, GPUS_EACH);
-  const planMs = median(Array.from({ length: ROUNDS }, planOnce));
-  console.log(`planning the largest model on ${size.nodes * GPUS_EACH} free GPUs: ${planMs.toFixed(0)} ms`);
+  const plans = Array.from({ length: ROUNDS }, planOnce);
+  const planMs = median(plans.map(({ wallMs }) => wallMs));
+  const planCpuMs = median(plans.map(({ cpuMs }) => cpuMs));
+  console.log(
+    `planning the largest model on ${size.nodes * GPUS_EACH} free GPUs: ${planMs.toFixed(0)} ms, ${planCpuMs.toFixed(0)} ms of CPU time`,
+  );
   const world = new World();
   await world.fill(size.nodes, size.strangers);
   const url = await world.listen();
@@ -158,7 +172,7 @@ async function run(size: Size): Promise<void> {
       if (performance.now() - saidMs < SAY_MS) continue;
       saidMs = performance.now();
       console.log(
-        `${((saidMs - begunMs) / 1000).toFixed(0)} s: ${world.placedGpus} of ${gpusWanted} GPUs, ${world.server.objects(replicaGroups).length} groups, ${memoryOf(child, "VmRSS")} MB`,
+        `${((saidMs - begunMs) / 1000).toFixed(0)} s: ${world.placedGpus} of ${gpusWanted} GPUs, ${world.server.objects(replicaGroups).length} groups, ${memoryOf(child, "VmRSS")} MB, ${cpuOf(child).toFixed(0)} s of CPU time`,
       );
     }
     const placeS = (performance.now() - begunMs) / 1000;
@@ -195,6 +209,8 @@ async function run(size: Size): Promise<void> {
       memoryOf(child, "VmHWM"),
       memoryOf(child, "VmRSS"),
       planMs.toFixed(0),
+      planCpuMs.toFixed(0),
+      cpuOf(child).toFixed(1),
     ];
     console.log(`${HEADER}\n${row.join(",")}`);
     appendRow(RESULTS, HEADER, row);

@@ -3,6 +3,7 @@ import { LABELS } from "../../../controller/api/meta.ts";
 import type { KubeObject } from "../../../controller/kube/client.ts";
 import { Gangs } from "../../../controller/kube/gang.ts";
 import { GANG_GATE } from "../../../controller/kube/gang-pods.ts";
+import { gangLimits } from "../../../controller/kube/reservations.ts";
 import { Store } from "../../../controller/kube/store.ts";
 import { Phase } from "../../../controller/reconcile/status.ts";
 import { calm, type FaultPlan } from "../../sim/faults.ts";
@@ -113,6 +114,27 @@ suite("Q3: a patch without an answer", () => {
     stores.pods.put(closed("a", 0, "7"));
     expect(gangs.placeOf("x/b", 1n, 1_002).kind, "it was not opened after all").toBe("reserved");
   });
+});
+
+test("Q2: what was given back before it has begun is asked for anew, though nothing else changes", () => {
+  const stores = { groups: new Store(), pods: new Store(), nodes: new Store(), slices: undefined };
+  const wish = { devices: [1], priority: 0, selection: {}, within: "any", port: 1 } as const;
+  const never = () => {
+    throw new Error("nothing is created here");
+  };
+  const gangs = new Gangs({
+    stores,
+    limits: { ...gangLimits, wholeMs: 10_000 },
+    wishOf: () => ({ ...wish, podOf: never, besideOf: () => [] }),
+  });
+  stores.nodes.replace([node("n1", { gpus: 1 })], "1");
+  const metadata = { name: "a", namespace: "x", uid: "uid-a", resourceVersion: "2" };
+  const spec = { owner: { kind: "ModelDeployment", name: "m" }, plan: "plan-1", ordinal: 0 };
+  stores.groups.replace([{ apiVersion: "muster.dev/v1alpha1", kind: "ReplicaGroup", metadata, spec }], "2");
+  stores.pods.replace([], "2");
+  expect(gangs.ask("x/a", 1n, 1_000).place.kind).toBe("reserved");
+  expect(gangs.ask("x/a", 1n, 11_000).place).toMatchObject({ kind: "released", code: "not-whole" });
+  expect(gangs.ask("x/a", 1n, 11_001).place.kind).toBe("reserved");
 });
 
 suite("schedules", () => {
