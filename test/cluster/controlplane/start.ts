@@ -269,14 +269,17 @@ async function startApiServer(parts: Parts): Promise<void> {
     ...(featureGates.GenericWorkload ? ["--runtime-config=scheduling.k8s.io/v1beta1=true"] : []),
   ]);
   const { port, close } = await parts.space.forward("127.0.0.1", API_PORT);
-  let probe: RawApi | undefined;
   try {
     await answers(parts, "kube-apiserver", async () => {
-      probe ??= new RawApi({ url: `https://127.0.0.1:${port}`, ca: readFileSync(caFile(dir), "utf8"), token: "" });
-      return (await probe.ask({ method: "GET", path: "/readyz" })) === "ok";
+      // Anew each time: the file may have been read while it was being written.
+      const probe = new RawApi({ url: `https://127.0.0.1:${port}`, ca: readFileSync(caFile(dir), "utf8"), token: "" });
+      try {
+        return (await probe.ask({ method: "GET", path: "/readyz" })) === "ok";
+      } finally {
+        await probe.close();
+      }
     });
   } finally {
-    await probe?.close();
     await close();
   }
 }

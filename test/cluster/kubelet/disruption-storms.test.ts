@@ -17,6 +17,8 @@ const STEP_MS_MAX = 3 * SERVE_MS_MAX;
 /** The default: a storm is no reason for another to lead, except where renewals fail for ten seconds. */
 const LEASE_SECONDS = 15;
 /** An incarnation that ends because a start could not be finished under a storm, beside the one that is killed. */
+/** Of scaling up and down, in one storm. */
+const ROUNDS_MAX = 8;
 const MORE_RESTARTS_MAX = 3;
 const why = whyNoControlPlane();
 
@@ -134,6 +136,9 @@ describe.skipIf(why !== undefined)(`an API server that fails${why ? ` (skipped: 
       const before = await it.serving();
       const { happened } = it.proxy;
       happened.clear();
+      const isChance = (mood: string) => !mood.endsWith("Ms");
+      const missing = () =>
+        Object.keys(moods).filter((mood) => isChance(mood) && !new Set<string>(happened.keys()).has(mood));
       const beganMs = performance.now();
       it.proxy.turn({ ...calm, ...moods }, seed);
       it.allowRestart(before, MORE_RESTARTS_MAX);
@@ -142,17 +147,17 @@ describe.skipIf(why !== undefined)(`an API server that fails${why ? ` (skipped: 
         expect(got.resumes).toBeGreaterThan(0);
         expect({ ids: got.ids, texts: got.texts }).toEqual(expected);
         await it.serving(before.status.incarnation);
-        await scale(2);
-        await scale(1);
+        // Until all that was to go wrong has: how often the controller asks is not in anybody's hand.
+        for (let round = 0; round === 0 || (missing().length > 0 && round < ROUNDS_MAX); round++) {
+          await scale(2);
+          await scale(1);
+        }
       } finally {
         it.proxy.turn(calm);
       }
       const took = ((performance.now() - beganMs) / 1000).toFixed(1);
       process.stdout.write(`seed ${seed}: ${took} s, ${JSON.stringify(Object.fromEntries(happened))}\n`);
-      const isChance = (mood: string) => !mood.endsWith("Ms");
-      const seen = new Set<string>(happened.keys());
-      const missing = Object.keys(moods).filter((mood) => isChance(mood) && !seen.has(mood));
-      expect(missing).toEqual([]);
+      expect(missing()).toEqual([]);
     },
     STEP_MS_MAX,
   );

@@ -140,29 +140,43 @@ describe.skipIf(why !== undefined)(`muster gateway on a real control plane${why 
     return worker ? (bed.kubelet(worker.node).pids("default", worker.pod).get("worker") ?? 0) : 0;
   }
 
-  /** The long answer undisturbed, and the replica that gave most of it: the same conversation goes there again. */
+  /** By replica: process id of its only worker. Asked while there is an API server. */
+  async function pids(): Promise<Map<string, number>> {
+    const { items } = await bed.plane.api.list(`${OURS}/replicagroups`);
+    const names = items.map(({ metadata }) => metadata.name);
+    return new Map(await Promise.all(names.map(async (name): Promise<[string, number]> => [name, await pidOf(name)])));
+  }
+
+  /** The long answer undisturbed, and who could be killed when it comes again. */
   async function undisturbed() {
-    const before = await given();
     const answer = await chunksOf(await openSse(url, "/v1/completions", long));
     expect(answer).toMatchObject({ isDone: true, error: undefined });
     expect(answer.ids).toHaveLength(LONG_TOKENS);
     expect(answer.texts).toHaveLength(LONG_CHOICES);
     expect(answer.usage.muster.resumes).toBeUndefined();
-    const more = [...(await given())].map(([name, count]) => ({ name, count: count - (before.get(name) ?? 0) }));
-    const replica = more.toSorted((one, other) => other.count - one.count)[0]?.name ?? "";
-    return { answer, replica, pid: await pidOf(replica) };
+    return { answer, pids: await pids() };
   }
 
-  /** The same answer, whose replica is killed once it has begun. */
-  async function expectSurvives({ answer, pid }: Awaited<ReturnType<typeof undisturbed>>): Promise<void> {
-    expect(pid).toBeGreaterThan(0);
+  /** The same answer; the replica that has most of its choices is killed as soon as all are placed. */
+  async function expectSurvives({ answer, pids: known }: Awaited<ReturnType<typeof undisturbed>>) {
+    const before = await given();
     const response = await openSse(url, "/v1/completions", long);
+    let more: { name: string; count: number }[] = [];
+    const isPlaced = async () => {
+      more = [...(await given())].map(([name, count]) => ({ name, count: count - (before.get(name) ?? 0) }));
+      return more.reduce((sum, { count }) => sum + count, 0) >= LONG_CHOICES;
+    };
+    await until(isPlaced, "all choices are placed");
+    const replica = more.toSorted((one, other) => other.count - one.count)[0]?.name ?? "";
+    const pid = known.get(replica) ?? 0;
+    expect(pid).toBeGreaterThan(0);
     process.kill(pid, "SIGKILL");
     const got = await chunksOf(response);
     expect(got.error).toBeUndefined();
     expect(got.usage.muster.resumes).toBeGreaterThan(0);
     expect(got.usage.completion_tokens).toBe(LONG_TOKENS * LONG_CHOICES);
     expect({ ids: got.ids, texts: got.texts }).toEqual({ ids: answer.ids, texts: answer.texts });
+    return { replica, pid };
   }
 
   test(
@@ -191,11 +205,10 @@ describe.skipIf(why !== undefined)(`muster gateway on a real control plane${why 
   test(
     "kill -9 of the replica that serves a stream: the other one goes on with it, token for token",
     async () => {
-      const before = await undisturbed();
-      await expectSurvives(before);
+      const killed = await expectSurvives(await undisturbed());
       await expectGolden();
       await replicas(2);
-      expect(await pidOf(before.replica)).not.toBe(before.pid);
+      expect(await pidOf(killed.replica)).not.toBe(killed.pid);
     },
     STEP_MS_MAX,
   );
@@ -206,18 +219,18 @@ describe.skipIf(why !== undefined)(`muster gateway on a real control plane${why 
       const before = await undisturbed();
       await bed.plane.killApiServer();
       await expectGolden();
-      await expectSurvives(before);
+      const killed = await expectSurvives(before);
       await expectGolden();
       expect(await statusOf("/readyz")).toBe(200);
       await bed.plane.restartApiServer();
       let seen: unknown;
       const isBack = async () => {
         // A server that has just come up may leave a question unanswered.
-        seen = await pidOf(before.replica).catch((error: unknown) => error);
-        return typeof seen === "number" && ![0, before.pid].includes(seen);
+        seen = await pidOf(killed.replica).catch((error: unknown) => error);
+        return typeof seen === "number" && ![0, killed.pid].includes(seen);
       };
       await until(isBack, "the controller has replaced the replica", BACK_MS_MAX).catch((error) => {
-        throw new Error(`${error.message}; ${before.pid} -> ${seen}\n${gatewaySaid()}\n${controllerSaid(bed)}`);
+        throw new Error(`${error.message}; ${killed.pid} -> ${seen}\n${gatewaySaid()}\n${controllerSaid(bed)}`);
       });
       await replicas(2);
       await expectGolden();

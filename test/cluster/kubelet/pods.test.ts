@@ -112,6 +112,7 @@ describe.skipIf(why !== undefined)(`pods with networks of their own${why ? ` (sk
       pod: { namespace: "default", name: "caller", labels: { app: "caller" } },
     });
     // C2, C4: what the server leaves in the tables is still what it was.
+    await until(() => between().some(({ port }) => port === 6443), "the question to the API server is seen");
     const before = between();
     await bed.end("server");
     expect(between()).toEqual(before);
