@@ -14,7 +14,6 @@ import type { DraftPoolSpec } from "./draft-pool.ts";
 import { durationSeconds } from "./fields.ts";
 import type { Autoscale, GpuWish, ModelDeploymentSpec, ModelWish, Notice, Parallelism } from "./model-deployment.ts";
 import type { PodPatch } from "./pod-patch.ts";
-import { vocabularyOf } from "./vocabulary.ts";
 
 /** Requests that wait for admission at one replica: at a few seconds each a longer queue is a time-out, not a service. */
 const QUEUE_MAX = 256;
@@ -199,16 +198,6 @@ export function formatFault(wish: ModelDeploymentSpec["format"], model: ModelSpe
   if (wish.quantisation !== "auto" && wish.quantisation.toLowerCase() !== stored)
     return invalid("spec.format.quantisation", `${has}, not ${wish.quantisation}; ${advice}`);
   return undefined;
-}
-
-/** Why a draft may not guess for a vocabulary; undefined where it may. */
-export function vocabularyFault(wish: PoolWish["vocabularies"], model: ModelSpec): Fault | undefined {
-  if (model.tokenizer === undefined)
-    return invalid("spec.model.source", `${model.source} has no tokenizer: its vocabulary is not known`);
-  const own = vocabularyOf(model.tokenizer.vocabHash);
-  if (wish === undefined || wish.includes(own)) return undefined;
-  const detail = `the model's vocabulary is ${own}, which is not among them: add it, or name another model`;
-  return invalid("spec.vocabularies", detail);
 }
 
 /** Where the prediction misses what is wished for: said in status, because the planner has no faster cut. */

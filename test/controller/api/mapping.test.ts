@@ -10,11 +10,9 @@ import {
   poolWish,
   sloNotices,
   speculationOptions,
-  vocabularyFault,
 } from "../../../controller/api/mapping.ts";
 import { type ModelDeploymentSpec, modelDeploymentSpec } from "../../../controller/api/model-deployment.ts";
 import { toStructural } from "../../../controller/api/structural.ts";
-import { vocabularyOf } from "../../../controller/api/vocabulary.ts";
 import { readModel } from "../../../controller/model/model.ts";
 import { cpuInventory } from "../../../controller/plan/hardware.ts";
 import { planShards } from "../../../controller/plan/plan.ts";
@@ -255,18 +253,6 @@ describe("a draft pool", () => {
     const { source, notYet } = poolWish(pool({ model: { source: HF, auth: { secretName: "hub", key: "hf" } } }));
     expect(source.secret).toEqual({ name: "hub", key: "hf" });
     expect(notYet).toEqual([]);
-  });
-
-  test("serves its model's vocabulary, and no other where they are named", async () => {
-    const model = await readModel("builtin://nano-draft");
-    const own = vocabularyOf(model.tokenizer?.vocabHash ?? 0n);
-    expect(own).toMatch(/^[0-9a-f]{16}$/);
-    expect(vocabularyFault(undefined, model)).toBeUndefined();
-    expect(vocabularyFault([own], model)).toBeUndefined();
-    expect(vocabularyFault(["00ff00ff00ff00ff"], model)).toMatchObject({ field: "spec.vocabularies" });
-    expect(vocabularyFault(undefined, { ...model, tokenizer: undefined })).toMatchObject({
-      field: "spec.model.source",
-    });
   });
 
   test("target and draft meet under one word", () => {
