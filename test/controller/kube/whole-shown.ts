@@ -66,11 +66,11 @@ export class Shown {
       },
       watch: async function* (resource, ...call) {
         for await (const line of api.watch(resource, ...call)) {
-          if (resource.plural === "pods" && "object" in line) {
-            if (line.type === "DELETED") seen.#gone(line.object);
-            else seen.#pod(line.object);
-          }
           yield line;
+          // Shown once whoever reads has taken it and asks for the next: before that it is on its way.
+          if (resource.plural !== "pods" || !("object" in line)) continue;
+          if (line.type === "DELETED") seen.#gone(line.object);
+          else seen.#pod(line.object);
         }
       },
     };
