@@ -50,10 +50,10 @@ export function startController(bed: Bed, flags: Flags = {}, { id = "controller"
 }
 
 /** Starts a gateway inside the space, where leaders are reached by their addresses; `http`: where it listens. */
-export function startGateway(bed: Bed, http: string): void {
+export function startGateway(bed: Bed, http: string, more: readonly string[] = []): void {
   const { plane } = bed;
   const listen = ["--http", http, "--grpc", "127.0.0.1:8081"];
-  const args = ["gateway", "--kubernetes", "--kubeconfig", insideKubeconfig(bed), ...listen];
+  const args = ["gateway", "--kubernetes", "--kubeconfig", insideKubeconfig(bed), ...listen, ...more];
   plane.processes.spawn({
     id: "gateway",
     ...plane.space.inside(process.execPath, [MAIN, ...args]),
