@@ -1,16 +1,13 @@
 // The broker's links: a real nats-server with the certificate that the controller would give it, and clients with and without.
-import { type ChildProcess, spawn } from "node:child_process";
-import { once } from "node:events";
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { type ConnectionOptions, connect } from "@nats-io/transport-node";
 import { expect, onTestFinished, test } from "vitest";
 import { type Authority, bundleOf } from "../../controller/kube/trust/authority.ts";
 import { NATS_USER } from "../../controller/kube/trust/secrets.ts";
-import { findNatsServer } from "../../controller/local/nats.ts";
 import { MutualTrust } from "../../proto/trust.ts";
 import { type Bus, natsBus } from "../../worker/spec/bus.ts";
+import { NatsServer } from "../nats-server.ts";
 import { until } from "../until.ts";
 import { authorityNow, materialOf, workerOf } from "./mutual-bed.ts";
 
@@ -19,60 +16,30 @@ const CONNECT_MS_MAX = 5_000;
 const broker = { role: "nats", namespace: "muster", name: "muster-nats", podUid: "service" } as const;
 const leader = workerOf("nano-d-0", "w-1");
 
-class Server {
-  readonly #folder = mkdtempSync(join(tmpdir(), "muster-nats-"));
-  #process: ChildProcess | undefined;
-  #port = -1;
-
-  get url(): string {
-    return `tls://localhost:${this.#port}`;
-  }
-
-  /** With a certificate of this authority, asking for one of it; on a free port, later on the same. */
-  async start(authority: Authority): Promise<void> {
-    const file = findNatsServer();
-    if (file === undefined) throw new Error("no nats-server on this machine: run `npm run setup`");
-    const { cert, key } = await materialOf(authority, broker);
-    const path = (name: string, text: string): string => {
-      writeFileSync(join(this.#folder, name), text);
-      return JSON.stringify(join(this.#folder, name));
-    };
-    const tls = `cert_file: ${path("tls.crt", cert)}, key_file: ${path("tls.key", key)}, ca_file: ${path("ca.crt", bundleOf(authority))}`;
-    const users = `users: [{ user: ${NATS_USER}, password: "${TOKEN}" }]`;
-    path("nats.conf", `tls { ${tls}, verify: true }\naccounts { MUSTER { ${users} } }\n`);
-    const args = ["-c", join(this.#folder, "nats.conf"), "-a", "127.0.0.1", "-p", String(this.#port)];
-    this.#process = spawn(file, [...args, "--ports_file_dir", this.#folder], { stdio: "ignore" });
-    await until(() => {
-      const ports = readdirSync(this.#folder).find((name) => name.endsWith(".ports"));
-      const text = ports === undefined ? "" : readFileSync(join(this.#folder, ports), "utf8");
-      this.#port = Number(/127\.0\.0\.1:(\d+)/.exec(text)?.[1] ?? this.#port);
-      return this.#port > 0;
-    }, "nats-server tells its port");
-  }
-
-  async kill(): Promise<void> {
-    if (this.#process === undefined) return;
-    const closed = once(this.#process, "close");
-    this.#process.kill("SIGKILL");
-    await closed;
-    this.#process = undefined;
-  }
-
-  async end(): Promise<void> {
-    await this.kill();
-    rmSync(this.#folder, { recursive: true, force: true });
-  }
+/** Starts it with a certificate of this authority, asking for one of it. */
+async function startUnder(server: NatsServer, authority: Authority): Promise<void> {
+  const { cert, key } = await materialOf(authority, broker);
+  const path = (name: string, text: string): string => {
+    writeFileSync(join(server.folder, name), text);
+    return JSON.stringify(join(server.folder, name));
+  };
+  const tls = `cert_file: ${path("tls.crt", cert)}, key_file: ${path("tls.key", key)}, ca_file: ${path("ca.crt", bundleOf(authority))}`;
+  const users = `users: [{ user: ${NATS_USER}, password: "${TOKEN}" }]`;
+  path("nats.conf", `tls { ${tls}, verify: true }\naccounts { MUSTER { ${users} } }\n`);
+  await server.start(["-c", join(server.folder, "nats.conf")]);
 }
 
-async function serverOf(authority: Authority): Promise<Server> {
-  const server = new Server();
+async function serverOf(authority: Authority): Promise<NatsServer> {
+  const server = new NatsServer();
   onTestFinished(() => server.end());
-  await server.start(authority);
+  await startUnder(server, authority);
   return server;
 }
 
-function busOf(server: Server, trust: MutualTrust): Bus {
-  const bus = natsBus({ url: server.url, user: NATS_USER, token: TOKEN, name: "test", tls: trust.nats() });
+const urlOf = ({ port }: NatsServer): string => `tls://localhost:${port}`;
+
+function busOf(server: NatsServer, trust: MutualTrust): Bus {
+  const bus = natsBus({ url: urlOf(server), user: NATS_USER, token: TOKEN, name: "test", tls: trust.nats() });
   onTestFinished(() => bus.close());
   return bus;
 }
@@ -107,7 +74,7 @@ test("NATS takes the certificate with the password, and nobody who lacks one of 
   const trust = new MutualTrust(await materialOf(authority, leader));
   const [from, to] = [busOf(server, trust), busOf(server, trust)];
   await heard(from, to, "a");
-  const own = { servers: server.url, user: NATS_USER, pass: TOKEN };
+  const own = { servers: urlOf(server), user: NATS_USER, pass: TOKEN };
   expect(await attempt({ ...own, tls: trust.nats() })).toBe("connected");
   const ca = bundleOf(authority);
   const foreign = await materialOf(await authorityNow(), leader);
@@ -116,8 +83,8 @@ test("NATS takes the certificate with the password, and nobody who lacks one of 
     ["no certificate", { ...own, tls: { ca } }],
     ["a foreign one", { ...own, tls: { ...foreign, ca } }],
     ["an expired one", { ...own, tls: { ...old, ca } }],
-    ["in clear", { ...own, servers: server.url.replace("tls:", "nats:"), tls: null }],
-    ["no password", { servers: server.url, tls: trust.nats() }],
+    ["in clear", { ...own, servers: urlOf(server).replace("tls:", "nats:"), tls: null }],
+    ["no password", { servers: urlOf(server), tls: trust.nats() }],
     ["a wrong password", { ...own, pass: "guessed", tls: trust.nats() }],
     ["a server of an authority that is not ours", { ...own, tls: foreign }],
   ];
@@ -133,6 +100,6 @@ test("U3: a bus reconnects with the certificate that was renewed meanwhile", asy
   await server.kill();
   await until(() => !from.isConnected && !to.isConnected, "the loss is seen");
   trust.update(await materialOf(next, leader));
-  await server.start(next);
+  await startUnder(server, next);
   await heard(from, to, "b");
 });

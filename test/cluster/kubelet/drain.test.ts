@@ -1,48 +1,17 @@
 // `kubectl drain` of a node that serves, on a real control plane: another replica first, then the node is free and the drain ends
 // by itself; where there is no other place the disruption budget holds the eviction and status says so.
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { z } from "zod";
 import { until } from "../../until.ts";
 import { whyNoControlPlane } from "../controlplane/binary.ts";
 import { BED_TIMEOUT_MS, Bed } from "./bed.ts";
 import { controllerSaid, installCrds, startController } from "./controller.ts";
+import { Deployment, Group, groupsOf, nanoDeployment, SERVE_MS_MAX } from "./serving.ts";
 
 const OURS = "/apis/muster.dev/v1alpha1/namespaces/default";
-const SERVE_MS_MAX = 180_000;
 const STEP_MS_MAX = SERVE_MS_MAX + 120_000;
 const why = whyNoControlPlane();
 
-const DEPLOYMENT = {
-  apiVersion: "muster.dev/v1alpha1",
-  kind: "ModelDeployment",
-  metadata: { name: "nano" },
-  spec: {
-    model: { source: "builtin://nano-maverick" },
-    gpu: { count: 2, topology: { nodes: 1 } },
-    slo: { concurrency: 4 },
-    rollout: { drainTimeout: "2s" },
-  },
-};
-
-const Group = z.looseObject({
-  metadata: z.looseObject({ name: z.string(), uid: z.string() }),
-  status: z
-    .looseObject({
-      phase: z.string().optional(),
-      placement: z.array(z.looseObject({ node: z.string(), pod: z.string() })).default([]),
-    })
-    .default({ placement: [] }),
-});
-type Group = z.infer<typeof Group>;
-const Deployment = z.looseObject({
-  status: z
-    .looseObject({
-      phase: z.string().optional(),
-      cause: z.looseObject({ code: z.string(), message: z.string() }).optional(),
-      conditions: z.array(z.looseObject({ type: z.string(), status: z.string() })).default([]),
-    })
-    .default({ conditions: [] }),
-});
+const DEPLOYMENT = nanoDeployment({ gpu: { count: 2, topology: { nodes: 1 } }, rollout: { drainTimeout: "2s" } });
 
 describe.skipIf(why !== undefined)(`kubectl drain on a real control plane${why ? ` (skipped: ${why})` : ""}`, () => {
   let bed: Bed;
@@ -61,7 +30,7 @@ describe.skipIf(why !== undefined)(`kubectl drain on a real control plane${why ?
     await bed?.stop();
   });
 
-  const groups = async () => (await bed.plane.api.list(`${OURS}/replicagroups`)).items.map((item) => Group.parse(item));
+  const groups = () => groupsOf(bed, "nano");
   const status = async () => Deployment.parse(await bed.plane.api.find(`${OURS}/modeldeployments/nano`)).status;
   const nodeOf = (group: Group | undefined): string => group?.status.placement[0]?.node ?? "";
 

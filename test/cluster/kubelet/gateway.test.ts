@@ -9,12 +9,10 @@ import { until } from "../../until.ts";
 import { whyNoControlPlane } from "../controlplane/binary.ts";
 import { BED_TIMEOUT_MS, Bed } from "./bed.ts";
 import { controllerSaid, installCrds, startController, startGateway } from "./controller.ts";
+import { Group, goldenPrompts, nanoDeployment, SERVE_MS_MAX } from "./serving.ts";
 
-const ROOT = join(import.meta.dirname, "../../..");
 const OURS = "/apis/muster.dev/v1alpha1/namespaces/default";
 const HTTP_PORT = 8080;
-const GAP_MIN = 1e-3;
-const SERVE_MS_MAX = 180_000;
 const BACK_MS_MAX = 90_000;
 const STEP_MS_MAX = SERVE_MS_MAX + BACK_MS_MAX + 60_000;
 /** Seconds of work, so that it is under way when its replica dies: the kill comes with the first tokens. */
@@ -22,24 +20,8 @@ const LONG_TOKENS = 1_200;
 const LONG_CHOICES = 16;
 const why = whyNoControlPlane();
 
-const DEPLOYMENT = {
-  apiVersion: "muster.dev/v1alpha1",
-  kind: "ModelDeployment",
-  metadata: { name: "nano" },
-  spec: {
-    model: { source: "builtin://nano-maverick" },
-    replicas: 2,
-    gpu: { count: 1 },
-    slo: { concurrency: 8 },
-    rollout: { drainTimeout: "5s" },
-  },
-};
+const DEPLOYMENT = nanoDeployment({ replicas: 2, gpu: { count: 1 } });
 
-const Golden = z.object({
-  greedy: z.array(
-    z.object({ prompt: z.string(), greedy: z.array(z.number()), min_top2_gap: z.number(), text: z.string() }),
-  ),
-});
 const Model = z.looseObject({
   muster: z.looseObject({
     replicas: z.number(),
@@ -48,13 +30,7 @@ const Model = z.looseObject({
     aliases: z.array(z.string()),
   }),
 });
-const Group = z.looseObject({
-  metadata: z.looseObject({ name: z.string() }),
-  status: z.looseObject({ placement: z.array(z.looseObject({ node: z.string(), pod: z.string() })).default([]) }),
-});
-
-const golden = Golden.parse(JSON.parse(readFileSync(join(ROOT, "test/models/nano-maverick/golden.json"), "utf8")));
-const sure = golden.greedy.filter(({ min_top2_gap }) => min_top2_gap > GAP_MIN);
+const sure = goldenPrompts();
 
 describe.skipIf(why !== undefined)(`muster gateway on a real control plane${why ? ` (skipped: ${why})` : ""}`, () => {
   let bed: Bed;
@@ -104,7 +80,6 @@ describe.skipIf(why !== undefined)(`muster gateway on a real control plane${why 
   }
 
   async function expectGolden(): Promise<void> {
-    expect(sure.length).toBeGreaterThan(0);
     for (const { prompt, greedy, text } of sure) {
       const body = { model: "nano", prompt, max_tokens: greedy.length, temperature: 0, ignore_eos: true };
       const init = { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };

@@ -17,13 +17,12 @@ import { isAlive, until } from "../../until.ts";
 import { whyNoControlPlane } from "../controlplane/binary.ts";
 import { BED_TIMEOUT_MS, Bed } from "./bed.ts";
 import { controllerSaid, installCrds, startController } from "./controller.ts";
+import { nanoDeployment, SERVE_MS_MAX } from "./serving.ts";
 
 const OURS = "/apis/muster.dev/v1alpha1/namespaces/default";
 const HTTP_PORT = 7443;
 const REPORTS_PORT = 7441;
 const FLAGS = { listen: `127.0.0.1:${REPORTS_PORT}`, advertise: "127.0.0.1", http: `127.0.0.1:${HTTP_PORT}` };
-/** Four engines, a control plane and the test share a small machine. */
-const SERVE_MS_MAX = 180_000;
 const STEP_MS_MAX = SERVE_MS_MAX + 60_000;
 /** What is promised, on a machine that is busy with all of this. */
 const NAMED_MS_MAX = 5_000;
@@ -33,18 +32,10 @@ const STREAMS = 4;
 const TOKENS = 400;
 const why = whyNoControlPlane();
 
-const DEPLOYMENT = {
-  apiVersion: "muster.dev/v1alpha1",
-  kind: "ModelDeployment",
-  metadata: { name: "nano" },
-  spec: {
-    model: { source: "builtin://nano-maverick" },
-    gpu: { count: 4, topology: { nodes: 2 } },
-    parallelism: { tp: 4, ep: 2, etp: 2 },
-    slo: { concurrency: 8 },
-    rollout: { drainTimeout: "5s" },
-  },
-};
+const DEPLOYMENT = nanoDeployment({
+  gpu: { count: 4, topology: { nodes: 2 } },
+  parallelism: { tp: 4, ep: 2, etp: 2 },
+});
 
 const Group = z.looseObject({
   metadata: z.looseObject({ name: z.string(), namespace: z.string().optional() }),

@@ -1,7 +1,7 @@
 // What tests of a bed ask of a deployment: that a group of it serves, and that what it says is what the reference model said.
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { credentials } from "@grpc/grpc-js";
+import { type ChannelCredentials, credentials } from "@grpc/grpc-js";
 import { expect } from "vitest";
 import { z } from "zod";
 import { type Chunk, Open, type SubmitResponse, WorkerClient } from "../../../proto/gen/muster/v1/worker.ts";
@@ -13,6 +13,19 @@ import { controllerSaid } from "./controller.ts";
 const ROOT = join(import.meta.dirname, "../../..");
 const OURS = "/apis/muster.dev/v1alpha1/namespaces/default";
 const GAP_MIN = 1e-3;
+/** nano-maverick by the name of `nano`; `spec` adds to what every test of it wants. */
+export const nanoDeployment = (spec: Readonly<Record<string, unknown>>) => ({
+  apiVersion: "muster.dev/v1alpha1",
+  kind: "ModelDeployment",
+  metadata: { name: "nano" },
+  spec: {
+    model: { source: "builtin://nano-maverick" },
+    slo: { concurrency: 8 },
+    rollout: { drainTimeout: "5s" },
+    ...spec,
+  },
+});
+
 /** Engines, a control plane and the test share a small machine. */
 export const SERVE_MS_MAX = 180_000;
 
@@ -34,7 +47,7 @@ const Cause = z.looseObject({
   bytesTotal: z.number().optional(),
 });
 export const Group = z.looseObject({
-  metadata: z.looseObject({ name: z.string() }),
+  metadata: z.looseObject({ name: z.string(), uid: z.string() }),
   spec: z.looseObject({ owner: z.looseObject({ name: z.string() }) }),
   status: z
     .looseObject({
@@ -97,12 +110,20 @@ export function goldenPrompts(): z.infer<typeof Golden>["greedy"] {
 }
 
 type Wish = { ids: number[]; maxTokens: number };
+/** How the leader is reached; where trust is on, as somebody it takes. */
+type Channel = ChannelCredentials;
+const inClear = (): Channel => credentials.createInsecure();
 
 /** What the group's leader answers to greedy requests that run beside each other, chunk by chunk. */
-async function chunksOf(bed: Bed, { status }: Group, wishes: readonly Wish[]): Promise<Chunk[][]> {
+async function chunksOf(
+  bed: Bed,
+  { status }: Group,
+  wishes: readonly Wish[],
+  channel: Channel = inClear(),
+): Promise<Chunk[][]> {
   const [address = "", port = ""] = status.leader?.split(":") ?? [];
   const forward = await bed.plane.space.forward(address, Number(port));
-  const client = new WorkerClient(`127.0.0.1:${forward.port}`, credentials.createInsecure(), channelOptions);
+  const client = new WorkerClient(`127.0.0.1:${forward.port}`, channel, channelOptions);
   try {
     const call = client.submit();
     const chunks = wishes.map((): Chunk[] => []);
@@ -122,9 +143,13 @@ async function chunksOf(bed: Bed, { status }: Group, wishes: readonly Wish[]): P
 }
 
 /** Greedy tokens and text of each prompt, as long as the golden ones, from the group's leader. */
-export async function answersOf(bed: Bed, group: Group): Promise<{ tokens: number[]; text: string }[]> {
+export async function answersOf(
+  bed: Bed,
+  group: Group,
+  channel?: Channel,
+): Promise<{ tokens: number[]; text: string }[]> {
   const wishes = goldenPrompts().map(({ prompt_ids: ids, greedy }) => ({ ids, maxTokens: greedy.length }));
-  return (await chunksOf(bed, group, wishes)).map((of) => ({
+  return (await chunksOf(bed, group, wishes, channel)).map((of) => ({
     tokens: of.flatMap(({ tokens }) => tokens),
     text: of.map((chunk) => chunk.text).join(""),
   }));
@@ -139,7 +164,7 @@ export async function greedyOf(bed: Bed, group: Group, wish: Wish): Promise<{ to
   return { tokens, gaps };
 }
 
-export async function expectGolden(bed: Bed, group: Group): Promise<void> {
+export async function expectGolden(bed: Bed, group: Group, channel?: Channel): Promise<void> {
   const expected = goldenPrompts().map(({ greedy, text }) => ({ tokens: greedy, text }));
-  expect(await answersOf(bed, group)).toEqual(expected);
+  expect(await answersOf(bed, group, channel)).toEqual(expected);
 }

@@ -1,7 +1,7 @@
 // Trust on a real control plane: tokens of real pods, checked against the real keys of the API server, become certificates;
 // golden tokens come over mutual TLS; whoever has no certificate, or a wrong one, is refused on every port.
 import { X509Certificate } from "node:crypto";
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { type ChannelCredentials, credentials, Metadata, type ServiceError, status } from "@grpc/grpc-js";
 import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest";
@@ -10,54 +10,29 @@ import { bundleOf, LEAF_MS, makeAuthority, makeLeaf } from "../../../controller/
 import { enrol } from "../../../proto/enrol.ts";
 import { InspectedPart, ReportsClient } from "../../../proto/gen/muster/v1/report.ts";
 import { CertificatesClient } from "../../../proto/gen/muster/v1/trust.ts";
-import { type Chunk, Open, type SubmitResponse, WorkerClient } from "../../../proto/gen/muster/v1/worker.ts";
+import { WorkerClient } from "../../../proto/gen/muster/v1/worker.ts";
 import { channelOptions } from "../../../proto/grpc.ts";
 import { MutualTrust, type Trust } from "../../../proto/trust.ts";
 import { until } from "../../until.ts";
 import { whyNoControlPlane } from "../controlplane/binary.ts";
 import { BED_TIMEOUT_MS, Bed, POD_PATH } from "./bed.ts";
-import { controllerSaid, installCrds, startController } from "./controller.ts";
+import { installCrds, startController } from "./controller.ts";
+import { expectGolden, nanoDeployment, SERVE_MS_MAX, serving } from "./serving.ts";
 
-const ROOT = join(import.meta.dirname, "../../..");
 const OURS = "/apis/muster.dev/v1alpha1/namespaces/default";
 const CORE = "/api/v1/namespaces/default";
 /** The controller is a process of the space and no pod: an address that no pod gets. */
 const LEADER = "10.244.250.1";
-const GAP_MIN = 1e-3;
-const SERVE_MS_MAX = 180_000;
 const STEP_MS_MAX = SERVE_MS_MAX + 60_000;
 const WORKER_PORT = 7440;
 /** The controller looks each minute. */
 const KEEP_MS_MAX = 120_000;
 const why = whyNoControlPlane();
 
-const DEPLOYMENT = {
-  apiVersion: "muster.dev/v1alpha1",
-  kind: "ModelDeployment",
-  metadata: { name: "nano" },
-  spec: {
-    model: { source: "builtin://nano-maverick" },
-    gpu: { count: 2, topology: { nodes: 2 } },
-    parallelism: { tp: 2, ep: 2 },
-    slo: { concurrency: 8 },
-    rollout: { drainTimeout: "5s" },
-  },
-};
+const DEPLOYMENT = nanoDeployment({ gpu: { count: 2, topology: { nodes: 2 } }, parallelism: { tp: 2, ep: 2 } });
 
 const MESSAGE = InspectedPart.fromPartial({ namespace: "default", inspection: "forged" });
 
-const Golden = z.object({
-  greedy: z.array(z.object({ prompt_ids: z.array(z.number()), greedy: z.array(z.number()), min_top2_gap: z.number() })),
-});
-const Group = z.looseObject({
-  metadata: z.looseObject({ name: z.string() }),
-  status: z.looseObject({
-    phase: z.string().optional(),
-    incarnation: z.number().optional(),
-    leader: z.string().optional(),
-    placement: z.array(z.looseObject({ pod: z.string() })).default([]),
-  }),
-});
 const Data = z.looseObject({ data: z.record(z.string(), z.string()) });
 const Slice = z.looseObject({
   endpoints: z.array(z.looseObject({ addresses: z.array(z.string()) })),
@@ -150,46 +125,14 @@ describe.skipIf(why !== undefined)(`trust on a real control plane${why ? ` (skip
   test(
     "2 workers enrol by their tokens and serve the golden tokens over mutual TLS",
     async () => {
-      let group: z.infer<typeof Group> | undefined;
-      await until(
-        async () => {
-          if (!bed.plane.processes.isRunning("controller")) throw new Error(`it has ended: ${controllerSaid(bed)}`);
-          const { items } = await bed.plane.api.list(`${OURS}/replicagroups`);
-          const [first] = items.filter((item) => "status" in item);
-          group = first === undefined ? undefined : Group.parse(first);
-          return group?.status.phase === "Serving";
-        },
-        "the group serves",
-        SERVE_MS_MAX,
-      ).catch(async (error) => {
-        const pods = await bed.plane.kubectl(["get", "pods", "-o", "wide"]);
-        throw new Error(`${error.message}\n${JSON.stringify(group?.status)}\n${pods.stdout}\n${controllerSaid(bed)}`);
-      });
-      const { status: said } = Group.parse(group);
-      workers = await Promise.all(said.placement.map(async ({ pod }) => (await bed.ready(pod)).status.podIP ?? ""));
+      const group = await serving(bed, "nano");
+      workers = await Promise.all(
+        group.status.placement.map(async ({ pod }) => (await bed.ready(pod)).status.podIP ?? ""),
+      );
       expect(workers.length).toBe(2);
       const trust = await gatewayTrust();
-      const [address = "", port = ""] = said.leader?.split(":") ?? [];
-      const peer = { role: "worker", namespace: "default", group: Group.parse(group).metadata.name } as const;
-      const client = new WorkerClient(await reach(address, Number(port)), trust.channel(peer), channelOptions);
-      onTestFinished(() => client.close());
-      const golden = Golden.parse(
-        JSON.parse(readFileSync(join(ROOT, "test/models/nano-maverick/golden.json"), "utf8")),
-      );
-      const sure = golden.greedy.filter(({ min_top2_gap }) => min_top2_gap > GAP_MIN);
-      expect(sure.length).toBeGreaterThan(0);
-      const call = client.submit();
-      const chunks = sure.map((): Chunk[] => []);
-      for (const [id, { prompt_ids: ids, greedy }] of sure.entries()) {
-        const input = { $case: "prompt", value: { ids } } as const;
-        const value = Open.fromPartial({ id, input, maxTokens: greedy.length, ignoreEos: true });
-        call.write({ incarnation: BigInt(said.incarnation ?? 0), kind: { $case: "open", value } });
-      }
-      call.end();
-      const responses: AsyncIterable<SubmitResponse> = call;
-      for await (const response of responses) for (const chunk of response.chunks) chunks[chunk.id]?.push(chunk);
-      for (const [index, { greedy }] of sure.entries())
-        expect(chunks[index]?.flatMap(({ tokens }) => tokens)).toEqual(greedy);
+      const peer = { role: "worker", namespace: "default", group: group.metadata.name } as const;
+      await expectGolden(bed, group, trust.channel(peer));
     },
     STEP_MS_MAX,
   );

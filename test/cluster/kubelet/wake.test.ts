@@ -6,7 +6,7 @@ import { until } from "../../until.ts";
 import { whyNoControlPlane } from "../controlplane/binary.ts";
 import { BED_TIMEOUT_MS, Bed, POD_PATH } from "./bed.ts";
 import { controllerSaid, installCrds, startController, startGateway } from "./controller.ts";
-import { Deployment, goldenPrompts, groupsOf, SERVE_MS_MAX } from "./serving.ts";
+import { Deployment, goldenPrompts, groupsOf, nanoDeployment, SERVE_MS_MAX } from "./serving.ts";
 
 const NANO = "/apis/muster.dev/v1alpha1/namespaces/default/modeldeployments";
 const HTTP_PORT = 8080;
@@ -15,18 +15,7 @@ const REPORTS = "127.0.0.1:7441";
 const ASLEEP_LOOKS = 20;
 const why = whyNoControlPlane();
 
-const DEPLOYMENT = {
-  apiVersion: "muster.dev/v1alpha1",
-  kind: "ModelDeployment",
-  metadata: { name: "nano" },
-  spec: {
-    model: { source: "builtin://nano-maverick" },
-    autoscale: { min: 0, max: 1, targets: { queue: 4 } },
-    gpu: { count: 1 },
-    slo: { concurrency: 8 },
-    rollout: { drainTimeout: "5s" },
-  },
-};
+const DEPLOYMENT = nanoDeployment({ autoscale: { min: 0, max: 1, targets: { queue: 4 } }, gpu: { count: 1 } });
 
 describe.skipIf(why !== undefined)(`a sleeper on a real control plane${why ? ` (skipped: ${why})` : ""}`, () => {
   let bed: Bed;

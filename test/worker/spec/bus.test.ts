@@ -1,58 +1,17 @@
 // One suite for both buses, and what a real nats-server adds: it can be away, and it takes no message of any size.
-import { type ChildProcess, spawn } from "node:child_process";
-import { once } from "node:events";
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { findNatsServer } from "../../../controller/local/nats.ts";
 import { type Bus, MemoryBus, natsBus } from "../../../worker/spec/bus.ts";
+import { NatsServer } from "../../nats-server.ts";
 import { until } from "../../until.ts";
 
 const TOKEN = "of-this-test";
 const PAYLOAD_MAX = 1024 * 1024;
 
-class Server {
-  readonly #folder = mkdtempSync(join(tmpdir(), "muster-bus-"));
-  #process: ChildProcess | undefined;
-  #port = -1;
+const server = new NatsServer();
+const start = () => server.start(["--auth", TOKEN]);
+const connect = (name: string): Bus => natsBus({ url: `nats://127.0.0.1:${server.port}`, token: TOKEN, name });
 
-  get url(): string {
-    return `nats://127.0.0.1:${this.#port}`;
-  }
-
-  /** On a free port, later on the same. */
-  async start(): Promise<void> {
-    const file = findNatsServer();
-    if (file === undefined) throw new Error("no nats-server on this machine: run `npm run setup`");
-    const args = ["-a", "127.0.0.1", "-p", String(this.#port), "--auth", TOKEN, "--ports_file_dir", this.#folder];
-    this.#process = spawn(file, args, { stdio: "ignore" });
-    await until(() => {
-      const ports = readdirSync(this.#folder).find((name) => name.endsWith(".ports"));
-      const text = ports === undefined ? "" : readFileSync(join(this.#folder, ports), "utf8");
-      this.#port = Number(/127\.0\.0\.1:(\d+)/.exec(text)?.[1] ?? this.#port);
-      return this.#port > 0;
-    }, "nats-server tells its port");
-  }
-
-  async kill(): Promise<void> {
-    if (this.#process === undefined) return;
-    const closed = once(this.#process, "close");
-    this.#process.kill("SIGKILL");
-    await closed;
-    this.#process = undefined;
-  }
-
-  async end(): Promise<void> {
-    await this.kill();
-    rmSync(this.#folder, { recursive: true, force: true });
-  }
-}
-
-const server = new Server();
-const connect = (name: string): Bus => natsBus({ url: server.url, token: TOKEN, name });
-
-beforeAll(() => server.start());
+beforeAll(start);
 afterAll(() => server.end());
 
 type Ends = { from: Bus; to: Bus };
@@ -135,7 +94,7 @@ describe("a bus over a nats-server", () => {
     await server.kill();
     await until(() => !ends.from.isConnected, "the loss is seen");
     ends.from.publish("a", new Uint8Array(5));
-    await server.start();
+    await start();
     await heard(ends, "a", got);
     expect(ends.from.isConnected).toBe(true);
     expect(got).not.toContain(5); // at most once: nothing was kept
