@@ -78,7 +78,6 @@ const OPEN: readonly Edge[] = [
   ["leader", "follower", 7440],
   ["follower", "leader", 7440],
   ["leader", "follower", 41_234], // collectives
-  ["controller", "nats", 4222],
   ["controller", "hub", 443],
   ["gateway", "redis", 6379],
   ...(["controller", "gateway"] as const).flatMap((from): Edge[] => [
@@ -140,6 +139,7 @@ describe.skipIf(why !== undefined)(
       const { policies, of } = await installed();
       const closed: readonly Edge[] = [
         ["gateway", "nats", 4222],
+        ["controller", "nats", 4222],
         ["client", "leader", 7440],
         ["stranger", "leader", 7440],
         ["stranger", "nats", 4222],
