@@ -237,7 +237,7 @@ const modelBody = ({ title, served, replicas }: ModelView): object => ({
     vocab_size: served.vocabSize,
     cause: served.cause,
     chat: served.hasChatTemplate,
-    replicas: replicas.filter(({ leader }) => leader !== undefined).length,
+    replicas: replicas.filter(({ leader, served: one }) => leader !== undefined && !one.draining).length,
   },
 });
 

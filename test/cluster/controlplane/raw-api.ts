@@ -44,7 +44,8 @@ export class RawApi {
 
   constructor(access: Access) {
     this.#access = access;
-    this.#agent = new Agent({ connect: { ca: access.ca }, bodyTimeout: 0 });
+    // HTTP/1.1: an HTTP/2 session that is closed while it is being opened throws where nobody can catch it.
+    this.#agent = new Agent({ connect: { ca: access.ca }, bodyTimeout: 0, allowH2: false });
   }
 
   /** The parsed answer; throws ApiRefusal with the server's message where it says no, the cause where it is not reached. */

@@ -87,6 +87,7 @@ const Pod = z.looseObject({
   metadata: z.looseObject({ name: z.string(), uid: z.string() }),
   spec: z.looseObject({ containers: z.array(z.looseObject({ image: z.string() })) }),
 });
+const ModelSeen = z.looseObject({ muster: z.looseObject({ replicas: z.number() }) });
 const Lease = z.looseObject({ spec: z.looseObject({ holderIdentity: z.string().optional() }) });
 
 /** On performance.now's clock: the patch, the first replica of the new revision, the end of the last old one. */
@@ -173,6 +174,12 @@ export class RolloutBed {
 
   async planOf(source: string): Promise<z.infer<typeof Plan> | undefined> {
     return (await this.plans()).find(({ spec }) => spec.model.source === source);
+  }
+
+  /** Replicas that take new requests, as the gateway knows them. */
+  async taking(): Promise<number> {
+    const answer = await fetch(`${this.#url}/v1/models/nano`);
+    return ModelSeen.parse(await answer.json()).muster.replicas;
   }
 
   /** By which answers of the source's plan are known. */

@@ -113,6 +113,8 @@ describe.skipIf(why !== undefined)(`rolling update on a real control plane${why 
       const drainsMs = await it.when("the old one drains", async () => {
         return (await it.groups()).some(({ spec }) => spec.state === "Draining");
       });
+      // What comes before the gateway has heard of it is one more stream of the old one, and may be cut as well.
+      await it.when("nobody takes new requests", async () => (await it.taking()) === 0);
       const held = await Promise.all(shorts.map((question) => it.ask(question)));
       const overMs = await it.when("the new one serves alone", () => it.isOver(OTHER, 1));
       const answer = await cut;

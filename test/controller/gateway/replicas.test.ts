@@ -159,6 +159,8 @@ test("R2, P3: a replica that drains gets nothing new and ends what it has, whate
   const streams = conversations.map((prompt, seed) => openSse(bed.http, COMPLETIONS, body(seed, { prompt })));
   await until(() => first.running > 0);
   bed.controller.tell([replica("g0", first, { draining: true }), replica("g1", second)]);
+  // What is said is how many take new requests.
+  await until(async () => (await ask(bed.http, `/v1/models/${MODEL}`)).body.muster.replicas === 1);
   // As the controller says it once the group stops: no leader, the next incarnation.
   const stopped = { phase: Phase.STOPPED, leaderAddress: "", incarnation: 99n, draining: true };
   bed.controller.tell([replica("g0", first, stopped), replica("g1", second)]);
