@@ -3,10 +3,11 @@
 //
 //   L1  a world that cannot be read changes nothing: no action, the last status stands (R8), and is marked after a while.
 //   L2  an action that fails ends the pass; the next one looks again before it acts.
-//   L3  the status is told after the actions, once for each change.
+//   L3  the status is told after the actions, once for each change. What follows from a record that is not written yet is not
+//       so yet: it is told when it is, or after a while, with the trouble.
 //   L4  listening for changes begins before looking: what changes during a pass is not slept over.
 //   L5  passes are at least PASS_GAP_MS apart: an action that fails without throwing makes no storm, bursts become one look.
-import type { Cluster } from "./cluster.ts";
+import type { Action, Cluster } from "./cluster.ts";
 import { decide } from "./decide.ts";
 import type { ReconcileLimits } from "./limits.ts";
 import { type GroupStatus, isSameStatus, Phase } from "./status.ts";
@@ -29,8 +30,8 @@ export type ReconcilerOptions = {
   onBecause?: (because: readonly Because[]) => void;
 };
 
-/** An unreadable world is no news for this long. */
-const UNREADABLE_GRACE_MS = 5_000;
+/** An unreadable world, and a record that cannot be written, are no news for this long. */
+const NEWS_GRACE_MS = 5_000;
 const RETRY_BASE_MS = 100;
 /** A reason of one's own: without one each nudge would make an error with its stack. */
 const NUDGED = "nudged";
@@ -91,7 +92,7 @@ export class Reconciler {
     if (world === undefined) return clock.nowMs() + this.#retryMs();
     const decision = decide(world, this.#options.limits);
     if (decision.because.length > 0) this.#options.onBecause?.(decision.because);
-    let isApplied = true;
+    let failed: Action["kind"] | undefined;
     for (const action of decision.actions) {
       try {
         await this.#options.cluster.apply(action, signal);
@@ -100,12 +101,13 @@ export class Reconciler {
         const what = action.kind === "record" ? "record" : `${action.kind} ${action.name.worker}`;
         const sinceMs = this.#trouble?.sinceMs ?? clock.nowMs();
         this.#trouble = { sinceMs, detail: `cannot ${what}: ${detailOf(error)}` };
-        isApplied = false;
+        failed = action.kind;
         break;
       }
     }
-    this.#tell(decision.status);
-    if (!isApplied) {
+    const troubledMs = clock.nowMs() - (this.#trouble?.sinceMs ?? clock.nowMs());
+    if (failed !== "record" || troubledMs >= NEWS_GRACE_MS) this.#tell(decision.status);
+    if (failed !== undefined) {
       this.#failedPasses += 1;
       return clock.nowMs() + this.#retryMs();
     }
@@ -132,7 +134,7 @@ export class Reconciler {
   /** The leader stays: what serves goes on serving while nobody can look (L1). */
   #tellUnreadable(detail: string, sinceMs: number): void {
     const last = this.#last;
-    if (last === undefined || this.#options.clock.nowMs() - sinceMs < UNREADABLE_GRACE_MS) return;
+    if (last === undefined || this.#options.clock.nowMs() - sinceMs < NEWS_GRACE_MS) return;
     const cause = `the state of the workers cannot be read: ${detail}`;
     this.#tell({ ...last, phase: Phase.DEGRADED, code: "unreadable", cause, sinceMs });
   }

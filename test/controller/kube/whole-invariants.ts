@@ -153,6 +153,8 @@ export class Invariants {
     if (is.incarnation === was.incarnation && was.begun && !is.begun)
       this.fail(`J4: incarnation ${is.incarnation} of ${name} had begun, and has not`);
     if (is.restarts < was.restarts) this.fail(`J4: the restarts of ${name} went back`);
+    const said = groupOf(after).status?.restarts ?? 0;
+    if (said > is.restarts) this.fail(`J4: ${name} says ${said} restarts, its record knows of ${is.restarts}`);
     const isNew = is.begun && !was.begun;
     if (isNew && is.revision === was.revision && hasGivenUp(was.failures, defaultLimits))
       this.fail(`J4: ${name} begins anew after it has given up`);
