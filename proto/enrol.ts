@@ -1,8 +1,9 @@
-// How worker and gateway come by a certificate and keep it: the pod's token and a fresh key go to the controller, a short-lived
-// certificate comes back. Owns the identity folder's reading and the renewals.
+// How worker and gateway come by a certificate and keep it: their kubelet puts one into the identity folder, or the pod's token
+// and a fresh key go to the controller and a short-lived certificate comes back. Owns the folder's reading and the renewals.
 //
-//   E1  a key never leaves the process, and is used for one certificate.
-//   E2  renewal begins when a third of the life is left, and goes on until it succeeds; what is valid is used meanwhile.
+//   E1  a key that is made here never leaves the process, and is used for one certificate.
+//   E2  renewal begins when a third of the life is left, and goes on until it succeeds; what is valid is used meanwhile. A
+//       kubelet renews before that: what it brings is used at once, and where it brings nothing in time the token is.
 //   E3  the server is believed by the bundle of the folder alone; the bundle that comes with a certificate adds to it.
 import "reflect-metadata";
 import { createPrivateKey, webcrypto, X509Certificate } from "node:crypto";
@@ -21,10 +22,11 @@ const BACKOFF = { baseMs: 200, maxMs: 10_000 };
 const LOOK_MS = 10_000;
 const FILE_BYTES_MAX = 256 * 1024;
 const CERTIFICATES_MAX = 16;
+const KEY = /-----BEGIN PRIVATE KEY-----[^-]+-----END PRIVATE KEY-----/;
 const PEM = /-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g;
 
 export type EnrolOptions = {
-  /** With `token` and `ca.crt`. */
+  /** With `token` and `ca.crt`; CREDENTIALS_FILE where a kubelet brings it. */
   folder: string;
   /** host:port of `Certificates`. */
   address: string;
@@ -33,7 +35,11 @@ export type EnrolOptions = {
   onTrouble?: (detail: string) => void;
 };
 
-type Enrolled = { material: TlsMaterial; renewMs: number; bundle: string };
+/** Key and certificates in PEM, as kubelets project them (podCertificate.credentialBundlePath). */
+export const CREDENTIALS_FILE = "credentials.pem";
+
+/** `bundle` and `held`: the folder's files as they were read. */
+type Enrolled = { material: TlsMaterial; renewMs: number; bundle: string; held: string };
 
 /** Resolves with the first certificate, then renews until the signal aborts. Rejects with its reason where it does before. */
 export async function enrol(options: EnrolOptions, signal: AbortSignal): Promise<MutualTrust> {
@@ -52,12 +58,13 @@ async function renew(
   for (let last = first; !signal.aborted; ) {
     await sleep(Math.min(lookMs, Math.max(0, last.renewMs - Date.now())), signal);
     const bundle = await read(folder, "ca.crt").catch(() => last.bundle); // a volume in change: looked at again soon
+    const held = await heldIn(folder).catch(() => last.held);
     if (signal.aborted) return;
     if (bundle !== last.bundle) {
       const ca = bundleOf(bundle, trust.nats().ca);
       const isTaken = attempt(() => trust.update({ ...trust.nats(), ca }));
       if (!isTaken) options.onTrouble?.("ca.crt: it cannot be read as certificates; the former bundle stays");
-    } else if (Date.now() < last.renewMs) continue;
+    } else if (held === last.held && Date.now() < last.renewMs) continue;
     try {
       last = await untilEnrolled(options, signal);
       trust.update(last.material);
@@ -88,7 +95,9 @@ async function untilEnrolled(options: EnrolOptions, signal: AbortSignal): Promis
 }
 
 async function once({ folder, address }: EnrolOptions, signal: AbortSignal): Promise<Enrolled> {
-  const [token, bundle] = await Promise.all([read(folder, "token"), read(folder, "ca.crt")]);
+  const [token, bundle, held] = await Promise.all([read(folder, "token"), read(folder, "ca.crt"), heldIn(folder)]);
+  const brought = held === "" ? undefined : broughtBy(held, bundle);
+  if (brought !== undefined && Date.now() < brought.renewMs) return { ...brought, bundle, held };
   const keys = await webcrypto.subtle.generateKey(ALGORITHM, true, ["sign", "verify"]);
   const wish = { name: "CN=muster", keys, signingAlgorithm: ALGORITHM };
   const request = await x509.Pkcs10CertificateRequestGenerator.create(wish, webcrypto);
@@ -101,10 +110,33 @@ async function once({ folder, address }: EnrolOptions, signal: AbortSignal): Pro
     const nowMs = Date.now();
     const renewMs = nowMs + ((Number(response.notAfterUnixMs) - nowMs) * 2) / 3;
     const ca = bundleOf(bundle, response.bundlePem.toString());
-    return { material: { ca, cert, key: key.toString() }, renewMs, bundle };
+    return { material: { ca, cert, key: key.toString() }, renewMs, bundle, held };
   } finally {
     client.close();
   }
+}
+
+/** What a kubelet has brought; empty: nothing. */
+async function heldIn(folder: string): Promise<string> {
+  try {
+    return await read(folder, CREDENTIALS_FILE);
+  } catch (error) {
+    if (error instanceof Error && "code" in error && error.code === "ENOENT") return "";
+    throw error;
+  }
+}
+
+/** Throws where it cannot be read. */
+function broughtBy(held: string, bundle: string): Pick<Enrolled, "material" | "renewMs"> {
+  const key = KEY.exec(held)?.[0];
+  const chain = held.match(PEM) ?? [];
+  const [leaf] = chain;
+  if (key === undefined || leaf === undefined)
+    throw new Error(`${CREDENTIALS_FILE}: a private key and a certificate are needed`);
+  const { validFromDate, validToDate } = new X509Certificate(leaf);
+  const renewMs = validFromDate.getTime() + ((validToDate.getTime() - validFromDate.getTime()) * 2) / 3;
+  const cert = chain.slice(0, CERTIFICATES_MAX).join("\n");
+  return { material: { ca: bundleOf(bundle, ""), cert: `${cert}\n`, key }, renewMs };
 }
 
 function issue(

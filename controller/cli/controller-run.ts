@@ -112,6 +112,7 @@ function trustOf({ flags, api, template, log }: Base, namespace: string, signal:
       api.document(path, "application/jwk-set+json, application/json", until),
     template,
     namespace,
+    watched: flags.namespace,
     onNews: (detail: string) => log.info({ detail }, "trust"),
     onTrouble: (detail: string) => log.warn({ detail }, "trust"),
   };

@@ -23,6 +23,8 @@ export type TrustWiring = {
   template: WorkerTemplate;
   /** Of the release. */
   namespace: string;
+  /** Owners of this namespace alone; undefined: of all. */
+  watched?: string | undefined;
   onNews: (detail: string) => void;
   onTrouble: (detail: string) => void;
 };
@@ -31,7 +33,7 @@ export type Trusted = { trust: Trust; template: WorkerTemplate; broker: Broker |
 
 /** Throws FaultError where flags do not go together or what is stored cannot be used, KubeError as `openTrust` does. */
 export async function openTrusted(wiring: TrustWiring, signal: AbortSignal): Promise<Trusted> {
-  const { flags, api, readDocument, template, namespace, onNews, onTrouble } = wiring;
+  const { flags, api, readDocument, template, namespace, watched, onNews, onTrouble } = wiring;
   const { MUSTER_POD_IP: ip = "", MUSTER_POD_UID: uid = "", MUSTER_POD_NAME: name = "" } = process.env;
   if (ip !== "" && isIP(ip) === 0) throw new FaultError(invalid("MUSTER_POD_IP", `"${ip}" is no address`));
   const { MUSTER_NATS_TOKEN: givenToken = "" } = process.env;
@@ -47,7 +49,7 @@ export async function openTrusted(wiring: TrustWiring, signal: AbortSignal): Pro
     throw new FaultError(invalid("--tls", "--enrol and --advertise are needed with it: pods get certificates there"));
   const service = `${LEADER_SERVICE}.${namespace}`;
   const names = [service, `${service}.svc`, `${service}.svc.cluster.local`];
-  const { trust, natsToken, part } = await openTrust(
+  const { trust, natsToken, signer, part } = await openTrust(
     {
       api,
       readDocument,
@@ -57,12 +59,17 @@ export async function openTrusted(wiring: TrustWiring, signal: AbortSignal): Pro
       pod: { name, uid, ip },
       dns: [...new Set([...names, ...(isIP(advertise) === 0 ? [advertise] : [])])],
       enrol,
+      podCertificates: template.podCertificates === false ? undefined : { watched },
       onNews,
       onTrouble,
     },
     signal,
   );
-  const told = { enrol: `${advertise}:${portOf("--enrol", enrol)}`, caConfigMap: template.caConfigMap ?? BUNDLE };
+  const told = {
+    enrol: `${advertise}:${portOf("--enrol", enrol)}`,
+    caConfigMap: template.caConfigMap ?? BUNDLE,
+    signer,
+  };
   return {
     trust,
     template: { ...template, ...told },

@@ -35,6 +35,7 @@ import {
 } from "./group-status.ts";
 import { type OwnerOrder, orderOf, serveGoal, stopGoal, wishOf } from "./group-wishes.ts";
 import { KubeCluster } from "./kube-cluster.ts";
+import { Kubelets } from "./kubelets.ts";
 import type { KubeMetrics } from "./metrics.ts";
 import { refineStatus } from "./pod-state.ts";
 import type { WorkerTemplate } from "./pods.ts";
@@ -100,6 +101,7 @@ class Groups {
   readonly #lead: Lead;
   readonly #plans: GroupPlans;
   readonly #gangs: Gangs;
+  readonly #kubelets: Kubelets;
   readonly #bells: GroupBells;
   readonly #lines = startLines();
   readonly #links: WorkerLinks & { close?: () => void };
@@ -120,6 +122,7 @@ class Groups {
     this.#lead = lead;
     this.#broken.promise.catch(() => {}); // awaited in run
     this.#plans = new GroupPlans({ read, clock, random, onChange: (uid) => this.#onPlan(uid) });
+    this.#kubelets = new Kubelets(stores.nodes);
     this.#gangs = new Gangs({
       stores,
       wishOf: (group) => this.#wishOf(group),
@@ -264,13 +267,13 @@ class Groups {
   }
 
   #wishOf(group: ReplicaGroup): GroupWish | undefined {
+    const { stores, looks } = this.#lead;
     const plan = this.#planSpecOf(group);
     const order = this.#orderOf(group);
     if (plan === undefined || order === undefined) return undefined;
-    const hasPodGroup = this.#lead.stores.podGroups !== undefined;
-    const volume = this.#lead.looks.volumeOf(group.metadata.namespace, plan.spec.model.source);
-    const asked = { ...order, volume, pods: { ...order.pods, hasPodGroup } };
-    return wishOf(group, plan.spec, asked, this.#options.template);
+    const can = { hasPodGroup: stores.podGroups !== undefined, hasPodCertificate: this.#kubelets.areCurrent };
+    const volume = looks.volumeOf(group.metadata.namespace, plan.spec.model.source);
+    return wishOf(group, plan.spec, { ...order, volume, pods: { ...order.pods, ...can } }, this.#options.template);
   }
 
   #goalOf(group: ReplicaGroup): Found {

@@ -9,6 +9,7 @@
 // There is no liveness or readiness probe: a worker is judged by its reports, rank by rank, and a probe that fails would have
 // the kubelet end one pod of a group for reasons the group does not know.
 
+import { CREDENTIALS_FILE } from "../../proto/enrol.ts";
 import type { ShardPlan } from "../../proto/gen/muster/v1/plan.ts";
 import { LABELS, OWNER_NAME_MAX } from "../api/meta.ts";
 import type { GpuWish } from "../api/model-deployment.ts";
@@ -42,6 +43,10 @@ export type WorkerTemplate = {
   caConfigMap: string | undefined;
   /** host:port where it gets its certificate; undefined: it needs none, all is in clear. */
   enrol?: string | undefined;
+  /** Kubelets bring its certificate where cluster and nodes can; else, and where they fail, it enrols. Default: true. */
+  podCertificates?: boolean | undefined;
+  /** Whom they ask for it; undefined: the cluster cannot. */
+  signer?: string | undefined;
   userId: number;
 };
 
@@ -63,6 +68,8 @@ export type PodWishes = {
   gpu?: GpuWish | undefined;
   patch?: PodPatch | undefined;
   hasPodGroup?: boolean | undefined;
+  /** Every kubelet that it may come to knows certificates of pods. */
+  hasPodCertificate?: boolean | undefined;
   /** Where the plan's model lies. */
   source?: PodSource | undefined;
 };
@@ -70,6 +77,8 @@ export type PodWishes = {
 /** Audience of the token that a worker shows to controller, gateway and peers. */
 export const TOKEN_AUDIENCE = "muster";
 const IDENTITY = "/var/run/muster";
+/** The kind of key of certificates that kubelets ask for. */
+export const KEY_TYPE = "ECDSAP256";
 /** After the drain: closing files, links and the engine. */
 export const END_SECONDS = 10;
 /** Host names are at most this long. */
@@ -159,7 +168,7 @@ export function workerPod(who: WorkerIdentity, template: WorkerTemplate, wishes:
       terminationGracePeriodSeconds: drainSecondsOf(template) + END_SECONDS,
       securityContext: podSecurity(template),
       containers: [container(who, template, wishes)],
-      volumes: [...volumes(template, patch), ...sourceVolumes(wishes.source)],
+      volumes: [...volumes(template, wishes), ...sourceVolumes(wishes.source)],
     },
   };
 }
@@ -228,15 +237,21 @@ function resources({ plan, worker }: WorkerIdentity, template: WorkerTemplate, p
   };
 }
 
-function volumes(template: WorkerTemplate, patch: PodPatch | undefined): unknown[] {
-  const { caConfigMap, tokenSeconds, shmSize } = template;
+function volumes(template: WorkerTemplate, { patch, hasPodCertificate }: PodWishes): unknown[] {
+  const { caConfigMap, tokenSeconds, shmSize, signer } = template;
   const token = { serviceAccountToken: { audience: TOKEN_AUDIENCE, expirationSeconds: tokenSeconds, path: "token" } };
   const bundle = { configMap: { name: caConfigMap, items: [{ key: "ca.crt", path: "ca.crt" }] } };
+  // Beside the token, not in its place: with that the worker helps itself where its kubelet does not renew in time.
+  const certificate =
+    signer === undefined || !hasPodCertificate
+      ? []
+      : [{ podCertificate: { signerName: signer, keyType: KEY_TYPE, credentialBundlePath: CREDENTIALS_FILE } }];
+  const sources = caConfigMap === undefined ? [token] : [token, bundle, ...certificate];
   const cache = patch?.hostCache;
   return [
     // NCCL and the ranks of one process share memory through files there; the default of 64 MiB ends them.
     { name: "shm", emptyDir: { medium: "Memory", sizeLimit: shmSize } },
-    { name: "identity", projected: { sources: caConfigMap === undefined ? [token] : [token, bundle] } },
+    { name: "identity", projected: { sources } },
     cache === undefined
       ? { name: "cache", emptyDir: {} }
       : { name: "cache", hostPath: { path: cache.path, type: "DirectoryOrCreate" } },

@@ -31,6 +31,12 @@ export const events = namespaced("events.k8s.io", "v1", "events", "Event");
 export const endpointSlices = namespaced("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice");
 export const podDisruptionBudgets = namespaced("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget");
 export const resourceSlices = clustered("resource.k8s.io", "v1", "resourceslices", "ResourceSlice");
+export const podCertificateRequests = namespaced(
+  "certificates.k8s.io",
+  "v1",
+  "podcertificaterequests",
+  "PodCertificateRequest",
+);
 export const podGroups = namespaced("scheduling.k8s.io", "v1beta1", "podgroups", "PodGroup");
 
 const MUSTER_GROUP = "muster.dev";

@@ -20,6 +20,7 @@ const template = z.strictObject({
   resources: z.strictObject({ requests: quantities.default({}), limits: quantities.default({}) }).prefault({}),
   drainSeconds: z.int().min(0).max(600).default(300),
   tokenSeconds: z.int().min(600).max(86_400).default(3600),
+  podCertificates: z.boolean().default(true),
   caConfigMap: z.string().min(1).max(253).optional(),
   userId: z.int().min(1).max(0x7fff_ffff).default(65_532),
 });

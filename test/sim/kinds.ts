@@ -50,6 +50,7 @@ export function defaultKinds(): KindRules[] {
     { ...plain(known.services), hasStatus: true },
     { ...custom(known.podDisruptionBudgets) },
     { ...custom(known.podGroups) },
+    { ...plain(known.podCertificateRequests), hasStatus: true },
     ...[known.configMaps, known.secrets, known.namespaces, known.leases, known.events].map(plain),
     ...[known.endpointSlices, known.resourceSlices].map(plain),
     ...[known.persistentVolumeClaims, known.persistentVolumes].map(plain),

@@ -8,6 +8,7 @@ type Test = (object: KubeObject) => boolean;
 const FIELDS: Record<string, (object: KubeObject) => string> = {
   "metadata.name": (object) => object.metadata.name,
   "metadata.namespace": (object) => object.metadata.namespace ?? "",
+  "spec.signerName": (object) => textAt(object.spec, "signerName"),
   "spec.nodeName": (object) => textAt(object.spec, "nodeName"),
   "status.phase": (object) => textAt(object.status, "phase"),
 };

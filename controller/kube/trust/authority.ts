@@ -61,6 +61,8 @@ export type Wanted = {
   /** Names and addresses for those who look at them (NATS clients); Muster's own links look at the identity alone. */
   dns: readonly string[];
   ips: readonly string[];
+  /** Default: so much before now as two clocks may be apart. */
+  notBeforeMs?: number;
   notAfterMs: number;
 };
 
@@ -77,7 +79,7 @@ export async function sign(
     serialNumber: serialNumber(),
     subject: `CN=muster-${wanted.identity.role}`,
     issuer: issuer.subject,
-    notBefore: new Date(Math.max(nowMs - SKEW_MS, issuer.notBefore.getTime())),
+    notBefore: new Date(Math.max(wanted.notBeforeMs ?? nowMs - SKEW_MS, issuer.notBefore.getTime())),
     notAfter,
     publicKey,
     signingKey: await signingKey(signer.key),

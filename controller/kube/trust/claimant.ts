@@ -18,7 +18,7 @@ import type { Claims } from "./tokens.ts";
 export type Accounts = { namespace: string; gateway: string };
 
 export type Claimant =
-  | { kind: "known"; identity: Identity; ips: string[]; dns: string[] }
+  | { kind: "known"; identity: Identity; dns: string[] }
   | { kind: "refused"; detail: string }
   /** The API server knows more than we do, or will soon. */
   | { kind: "early"; detail: string };
@@ -43,10 +43,8 @@ export function claimantOf({ namespace, pod, account }: Claims, stores: Read, ac
   if (runsAs !== account) return refuse(`runs as ${runsAs}; the token is of ${account}`);
   const found = roleOf(object, stores, accounts);
   if (typeof found === "string") return refuse(found);
-  const address = textOf(fieldsOf(object.status).podIP) ?? "";
-  if (address === "") return early("has no address yet");
   const identity = { ...found, namespace, podUid: pod.uid };
-  return { kind: "known", identity, ips: [address], dns: namesOf(object, namespace) };
+  return { kind: "known", identity, dns: namesOf(object, namespace) };
 }
 
 function roleOf(object: KubeObject, stores: Read, accounts: Accounts): Pick<Identity, "role" | "name"> | string {

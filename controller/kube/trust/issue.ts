@@ -78,7 +78,7 @@ export class Issuing {
     const { tokens, claimantOf, authority, clock, leafMs = LEAF_MS } = this.#options;
     if (token === "" || token.length > TOKEN_BYTES_MAX)
       return invalid(`token: 1 to ${TOKEN_BYTES_MAX} characters are needed`);
-    const key = await keyOf(requestDer);
+    const key = await keyOfRequest(requestDer);
     if (typeof key === "string") return invalid(`request_der: ${key}`);
     const verdict = await tokens.check(token);
     if (verdict.kind !== "believed") return this.#refuse("somebody", verdict);
@@ -89,7 +89,7 @@ export class Issuing {
     if (!this.#mayHave(pod.uid)) return { code: status.RESOURCE_EXHAUSTED, details: `${who}: too many certificates` };
     const now = authority();
     const nowMs = clock.nowMs();
-    const wanted = { ...claimant, notAfterMs: nowMs + leafMs };
+    const wanted = { identity: claimant.identity, dns: claimant.dns, ips: [], notAfterMs: nowMs + leafMs };
     const { der, notAfterMs } = await sign(now, key, wanted, nowMs);
     this.#options.onAnswer?.({ who, detail: `has a certificate as ${claimant.identity.role}` });
     return { chainDer: [der], bundlePem: Buffer.from(bundleOf(now)), notAfterUnixMs: BigInt(Math.floor(notAfterMs)) };
@@ -114,7 +114,7 @@ export class Issuing {
 const invalid = (details: string): Refusal => ({ code: status.INVALID_ARGUMENT, details });
 
 /** The key of a PKCS#10 request; text: why there is none to be had. */
-async function keyOf(der: Buffer): Promise<x509.PublicKey | string> {
+export async function keyOfRequest(der: Buffer): Promise<x509.PublicKey | string> {
   if (der.length === 0 || der.length > KEY_REQUEST_BYTES_MAX) return `1 to ${KEY_REQUEST_BYTES_MAX} bytes are needed`;
   try {
     const request = new x509.Pkcs10CertificateRequest(new Uint8Array(der));

@@ -12,11 +12,13 @@ import { type KubeApi, KubeError } from "../client.ts";
 import type { Clock } from "../clock.ts";
 import type { Term } from "../lease.ts";
 import { backoffMs } from "../rate-limit.ts";
+import { podCertificateRequests } from "../resources.ts";
 import type { Stores } from "../run-controller.ts";
 import { type Authority, bundleOf, LEAF_MS, makeLeaf, renewalMs } from "./authority.ts";
 import { keepBundle, keepBundles, namespacesOf } from "./bundles.ts";
 import { claimantOf } from "./claimant.ts";
-import { Issuing, REQUEST_BYTES_MAX } from "./issue.ts";
+import { Issuing, type IssuingOptions, REQUEST_BYTES_MAX } from "./issue.ts";
+import { signerOf, signPodCertificates } from "./pod-certificates.ts";
 import { type Broker, keepAuthority, keepBroker } from "./secrets.ts";
 import { type ReadDocument, Tokens } from "./tokens.ts";
 
@@ -35,6 +37,8 @@ export type TrustOptions = {
   enrol?: string | undefined;
   gatewayAccount?: string;
   leafMs?: number;
+  /** Kubelets may ask for their pods where the server has requests for that; undefined: only pods themselves. */
+  podCertificates?: { watched: string | undefined } | undefined;
   onNews?: (detail: string) => void;
   onTrouble?: (detail: string) => void;
 };
@@ -43,6 +47,8 @@ export type ControllerTrust = {
   trust: Trust;
   /** Password of the broker's clients. */
   natsToken: string;
+  /** Whom kubelets ask for certificates of worker pods; undefined: they cannot. */
+  signer: string | undefined;
   /** While this process leads: a Part of run-controller.ts. */
   part: (lead: Lead) => Promise<void>;
 };
@@ -65,12 +71,16 @@ const TROUBLES_TOLD_MAX = 8;
 /** Throws FaultError where what is stored cannot be used, KubeError where the server does not let us. */
 export async function openTrust(options: TrustOptions, signal: AbortSignal): Promise<ControllerTrust> {
   const keeper = await Keeper.open(options, signal);
-  return { trust: keeper.trust, natsToken: keeper.broker.token, part: (lead) => keeper.run(lead) };
+  const { trust, broker, signer } = keeper;
+  return { trust, natsToken: broker.token, signer, part: (lead) => keeper.run(lead) };
 }
+
+type Made = { authority: Authority; broker: Broker; trust: MutualTrust; signer: string | undefined };
 
 class Keeper {
   readonly trust: MutualTrust;
   broker: Broker;
+  readonly signer: string | undefined;
   readonly #options: TrustOptions;
   readonly #tokens: Tokens;
   #authority: Authority;
@@ -78,8 +88,9 @@ class Keeper {
   /** Namespaces of the last pass. */
   #given: ReadonlySet<string> = new Set();
 
-  private constructor(options: TrustOptions, made: { authority: Authority; broker: Broker; trust: MutualTrust }) {
+  private constructor(options: TrustOptions, made: Made) {
     this.#options = options;
+    this.signer = made.signer;
     this.#authority = made.authority;
     this.broker = made.broker;
     this.trust = made.trust;
@@ -94,7 +105,8 @@ class Keeper {
     const broker = await keepBroker(at, authority, undefined, signal);
     await keepBundle(api, bundleOf(authority), namespace, signal);
     const trust = new MutualTrust(await ownLeaf(options, authority));
-    return new Keeper(options, { authority, broker, trust });
+    const isServed = options.podCertificates !== undefined && (await api.serves(podCertificateRequests, signal));
+    return new Keeper(options, { authority, broker, trust, signer: isServed ? signerOf(namespace) : undefined });
   }
 
   async run(lead: Lead): Promise<void> {
@@ -107,7 +119,7 @@ class Keeper {
     );
     const server = await this.#serve(lead);
     try {
-      await this.#keep(lead, bell);
+      await Promise.all([this.#keep(lead, bell), this.#sign(lead)]);
     } finally {
       for (const end of unsubscribe) end();
       await server?.end();
@@ -162,18 +174,30 @@ class Keeper {
     return troubles;
   }
 
-  async #serve({ stores, term }: Lead): Promise<{ end: () => Promise<void> } | undefined> {
-    const { enrol, clock, namespace, gatewayAccount = GATEWAY_ACCOUNT, leafMs, onNews } = this.#options;
-    if (enrol === undefined || term.signal.aborted) return undefined;
+  /** What all ways to a certificate have in common. */
+  #common({ stores }: Lead): Pick<IssuingOptions, "claimantOf" | "authority" | "clock" | "leafMs" | "onAnswer"> {
+    const { clock, namespace, gatewayAccount = GATEWAY_ACCOUNT, leafMs, onNews } = this.#options;
     const accounts = { namespace, gateway: gatewayAccount };
-    const issuing = new Issuing({
-      tokens: this.#tokens,
+    return {
       claimantOf: (claims) => claimantOf(claims, stores, accounts),
       authority: () => this.#authority,
       clock,
       ...(leafMs === undefined ? {} : { leafMs }),
       onAnswer: ({ who, detail }) => onNews?.(`${who}: ${detail}`),
-    });
+    };
+  }
+
+  async #sign(lead: Lead): Promise<void> {
+    const { random, podCertificates } = this.#options;
+    if (this.signer === undefined) return;
+    const own = { api: lead.api, random, signer: this.signer, watched: podCertificates?.watched };
+    await signPodCertificates({ ...this.#common(lead), ...own }, lead.term.signal);
+  }
+
+  async #serve(lead: Lead): Promise<{ end: () => Promise<void> } | undefined> {
+    const { enrol } = this.#options;
+    if (enrol === undefined || lead.term.signal.aborted) return undefined;
+    const issuing = new Issuing({ ...this.#common(lead), tokens: this.#tokens });
     const server = new Server({ "grpc.max_receive_message_length": REQUEST_BYTES_MAX });
     server.addService(CertificatesService, issuing.service);
     await new Promise<void>((done, fail) =>

@@ -104,6 +104,9 @@ const Projection = z.looseObject({
   serviceAccountToken: z
     .looseObject({ audience: z.string().default(""), expirationSeconds: z.number().default(3600), path: z.string() })
     .optional(),
+  podCertificate: z
+    .looseObject({ signerName: z.string(), keyType: z.string(), credentialBundlePath: z.string() })
+    .optional(),
 });
 export type Projection = z.infer<typeof Projection>;
 

@@ -3,6 +3,7 @@
 import { X509Certificate } from "node:crypto";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { connect } from "node:tls";
 import { type ChannelCredentials, credentials, Metadata, type ServiceError, status } from "@grpc/grpc-js";
 import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest";
 import { z } from "zod";
@@ -40,6 +41,15 @@ const Slice = z.looseObject({
 });
 const TokenAnswer = z.looseObject({ status: z.looseObject({ token: z.string() }) });
 const PodUid = z.looseObject({ metadata: z.looseObject({ uid: z.string() }) });
+
+const Requests = z.looseObject({
+  items: z.array(
+    z.looseObject({
+      spec: z.looseObject({ podName: z.string(), signerName: z.string() }),
+      status: z.looseObject({ certificateChain: z.string() }),
+    }),
+  ),
+});
 
 type Outcome = { code: number; details: string } | "ok";
 
@@ -120,10 +130,25 @@ describe.skipIf(why !== undefined)(`trust on a real control plane${why ? ` (skip
     return await enrol({ folder, address, onTrouble }, stop.signal);
   }
 
+  /** SHA-256 of the certificate that a server shows. */
+  async function shownBy(address: string): Promise<string> {
+    const local = await reach(address, WORKER_PORT);
+    const { promise, resolve, reject } = Promise.withResolvers<string>();
+    const socket = connect({ host: "127.0.0.1", port: Number(local.split(":")[1]), rejectUnauthorized: false }, () =>
+      resolve(socket.getPeerCertificate().fingerprint256),
+    );
+    socket.on("error", reject); // of no weight once it has been shown
+    try {
+      return await promise;
+    } finally {
+      socket.destroy();
+    }
+  }
+
   const gatewayTrust = async () => enrolAs(await tokenOf("muster-gateway-1", "muster-gateway"));
 
   test(
-    "2 workers enrol by their tokens and serve the golden tokens over mutual TLS",
+    "2 workers get certificates through their kubelets and serve the golden tokens over mutual TLS",
     async () => {
       const group = await serving(bed, "nano");
       workers = await Promise.all(
@@ -133,6 +158,19 @@ describe.skipIf(why !== undefined)(`trust on a real control plane${why ? ` (skip
       const trust = await gatewayTrust();
       const peer = { role: "worker", namespace: "default", group: group.metadata.name } as const;
       await expectGolden(bed, group, trust.channel(peer));
+      const requests = await find("/apis/certificates.k8s.io/v1/namespaces/default/podcertificaterequests");
+      const issued = Requests.parse(requests).items;
+      expect(issued.map(({ spec }) => spec.podName).toSorted()).toEqual(
+        group.status.placement.map(({ pod }) => pod).toSorted(),
+      );
+      for (const {
+        spec,
+        status: { certificateChain },
+      } of issued) {
+        expect(spec.signerName).toBe("muster.dev/default");
+        const address = (await bed.ready(spec.podName)).status.podIP ?? "";
+        expect(await shownBy(address)).toBe(new X509Certificate(certificateChain).fingerprint256);
+      }
     },
     STEP_MS_MAX,
   );

@@ -8,6 +8,7 @@ import { z } from "zod";
 import type { RawApi } from "../controlplane/raw-api.ts";
 import { dataOf, fieldOf, NotThere, type Place } from "./environment.ts";
 import type { Pod, Projection, Volume } from "./pod.ts";
+import { certificateOf } from "./pod-certificate.ts";
 
 const TokenRequest = z.looseObject({ status: z.looseObject({ token: z.string(), expirationTimestamp: z.string() }) });
 const TOKEN_SECONDS_MIN = 600; // the API server refuses less
@@ -73,6 +74,10 @@ async function project(site: Site, source: Projection): Promise<Files> {
   if (source.configMap) return await keysOf(site, "configmaps", source.configMap);
   if (source.secret) return await keysOf(site, "secrets", source.secret);
   if (source.serviceAccountToken) return await tokenOf(site, source.serviceAccountToken);
+  if (source.podCertificate) {
+    const { bundle, refreshAtMs } = await certificateOf(site, source.podCertificate);
+    return { content: new Map([[source.podCertificate.credentialBundlePath, bundle]]), refreshAtMs };
+  }
   const items = source.downwardAPI?.items ?? [];
   const fields = items.map(({ path, fieldRef }): [string, Buffer] => [
     path,

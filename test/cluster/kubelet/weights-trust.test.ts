@@ -1,5 +1,5 @@
-// An inspect pod and workers on a claim where every link is mutual TLS: the pod gets a certificate of its own, is heard, and what
-// it found is planned and served.
+// An inspect pod and workers on a claim where every link is mutual TLS, on a cluster whose kubelets bring no certificates: pods
+// get theirs by their tokens, the one that inspects is heard, and what it found is planned and served.
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { whyNoControlPlane } from "../controlplane/binary.ts";
 import { BED_TIMEOUT_MS, Bed } from "./bed.ts";
@@ -17,7 +17,7 @@ describe.skipIf(why !== undefined)(`weights behind certificates${why ? ` (skippe
   let bed: Bed;
 
   beforeAll(async () => {
-    bed = await Bed.start({ nodes: [{ name: "gpu-a", gpus: 2 }] });
+    bed = await Bed.start({ nodes: [{ name: "gpu-a", gpus: 2 }], featureGates: { PodCertificateRequest: false } });
     await installCrds(bed);
     await bed.make(`${CORE}/services`, {
       metadata: { name: "muster-leader" },

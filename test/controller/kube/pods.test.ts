@@ -60,6 +60,8 @@ function opened(pod: KubeObject, seats = reservation): KubeObject {
 const OBJECTS: Record<string, () => KubeObject> = {
   "worker-plain": () => workerPod(who, TEMPLATE),
   "worker-full": () => workerPod(who, TEMPLATE, { gpu: GPU, patch: FULL, hasPodGroup: true }),
+  "worker-of-signer": () =>
+    workerPod(who, { ...TEMPLATE, signer: "muster.dev/muster-system" }, { hasPodCertificate: true }),
   "worker-of-claim": () =>
     workerPod(who, TEMPLATE, {
       patch: patchOf({ env: [{ name: "MY_TOKEN", value: "x" }] }),

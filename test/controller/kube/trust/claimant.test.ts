@@ -37,11 +37,10 @@ const inspecting = (changes: Partial<KubeObject["metadata"]> = {}): Pod => ({
 });
 
 describe("who a pod is", () => {
-  test("C2: a worker by its labels and its group, with its address and its headless name", () => {
+  test("C2: a worker by its labels and its group, with its headless name", () => {
     expect(bed(workerRunning()).claim()).toEqual({
       kind: "known",
       identity: { role: "worker", namespace: "models", name: "chat-0", podUid: "uid-chat-0-3-1" },
-      ips: ["10.244.1.5"],
       dns: ["chat-0-3-1.chat-0.models", "chat-0-3-1.chat-0.models.svc", "chat-0-3-1.chat-0.models.svc.cluster.local"],
     });
   });
@@ -106,8 +105,7 @@ describe("who a pod is", () => {
 
   test("what the watch has not brought yet is too early, not refused", () => {
     const pod = workerRunning();
-    const { stores, claim } = bed(workerRunning({}, ""));
-    expect(claim()).toMatchObject({ kind: "early", detail: expect.stringContaining("no address") });
+    const { stores, claim } = bed(workerRunning());
     stores.pods.replace([], "20");
     expect(claim()).toMatchObject({ kind: "early" });
     expect(claimantOf(claimsOf(pod), { ...stores, groups: new Store() }, accounts)).toMatchObject({ kind: "early" });

@@ -100,14 +100,12 @@ describe("certificates", () => {
     }
   });
 
-  test("a pod whose address is not known yet gets its certificate once it is", async () => {
+  test("a pod that the watch has not brought yet gets its certificate once it has", async () => {
     const { term, pod } = await bed();
-    const early = workerRunning({ worker: 0 }, "");
-    term.stores.pods.put({ ...early, metadata: { ...early.metadata, resourceVersion: "11" } });
+    const early = workerRunning({ worker: 0 });
     const { trust, troubles } = await enrolled(term, await term.keys.tokenOf(early));
-    await until(() => troubles.some((each) => each.includes("no address yet")), "it is told to wait");
-    const running = workerRunning({ worker: 0 }, "10.244.1.6");
-    term.stores.pods.put({ ...running, metadata: { ...running.metadata, resourceVersion: "12" } });
+    await until(() => troubles.some((each) => each.includes("is not there")), "it is told to wait");
+    term.stores.pods.put({ ...early, metadata: { ...early.metadata, resourceVersion: "12" } });
     expect((await trust).identity.podUid).toBe("uid-chat-0-3-0");
     expect(pod.metadata.uid).not.toBe("uid-chat-0-3-0");
   });
