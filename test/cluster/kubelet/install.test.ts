@@ -360,12 +360,12 @@ describe.skipIf(why !== undefined)(
           "gateway -> worker:7440",
           "test -> gateway:8080 by its Service",
           "worker -> controller:7441",
-          "worker -> controller:7442",
           "worker -> nats:4222 by its Service",
           "worker -> worker:7440",
           "worker -> worker:*",
         ]),
       );
+      expect(edges, "kubelets bring the certificates of workers").not.toContain("worker -> controller:7442");
       expect(policies.refused(askedOf(seen)), edges.join("\n")).toEqual([]);
       // The same connections from a stranger's pod: the policies refuse all that are not the gateways' front.
       const stranger = { kind: "pod", name: "app", namespace: WORK, labels: {}, ip: "10.244.9.9" } as const;
