@@ -4,7 +4,7 @@
 //   L1  a world that cannot be read changes nothing: no action, the last status stands (R8), and is marked after a while.
 //   L2  an action that fails ends the pass; the next one looks again before it acts.
 //   L3  the status is told after the actions, once for each change. What follows from a record that is not written yet is not
-//       so yet: it is told when it is, or after a while, with the trouble.
+//       so yet: it is told when it is; after a while the trouble is.
 //   L4  listening for changes begins before looking: what changes during a pass is not slept over.
 //   L5  passes are at least PASS_GAP_MS apart: an action that fails without throwing makes no storm, bursts become one look.
 import type { Action, Cluster } from "./cluster.ts";
@@ -105,8 +105,8 @@ export class Reconciler {
         break;
       }
     }
-    const troubledMs = clock.nowMs() - (this.#trouble?.sinceMs ?? clock.nowMs());
-    if (failed !== "record" || troubledMs >= NEWS_GRACE_MS) this.#tell(decision.status);
+    if (failed !== "record") this.#tell(decision.status);
+    else this.#tellUnwritten();
     if (failed !== undefined) {
       this.#failedPasses += 1;
       return clock.nowMs() + this.#retryMs();
@@ -137,6 +137,14 @@ export class Reconciler {
     if (last === undefined || this.#options.clock.nowMs() - sinceMs < NEWS_GRACE_MS) return;
     const cause = `the state of the workers cannot be read: ${detail}`;
     this.#tell({ ...last, phase: Phase.DEGRADED, code: "unreadable", cause, sinceMs });
+  }
+
+  #tellUnwritten(): void {
+    const [last, trouble] = [this.#last, this.#trouble];
+    if (last === undefined || trouble === undefined) return;
+    if (this.#options.clock.nowMs() - trouble.sinceMs < NEWS_GRACE_MS) return;
+    const phase = last.phase === Phase.SERVING ? Phase.DEGRADED : last.phase;
+    this.#tell({ ...last, phase, code: "unwritten", cause: trouble.detail, sinceMs: trouble.sinceMs });
   }
 
   #tell(status: GroupStatus): void {

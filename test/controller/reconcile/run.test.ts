@@ -1,4 +1,5 @@
 import { expect, describe as suite, test } from "vitest";
+import type { Action } from "../../../controller/reconcile/cluster.ts";
 import { defaultLimits } from "../../../controller/reconcile/limits.ts";
 import { Reconciler } from "../../../controller/reconcile/run.ts";
 import { type GroupStatus, Phase } from "../../../controller/reconcile/status.ts";
@@ -34,10 +35,10 @@ type Outcome = { sim: SimCluster; statuses: GroupStatus[]; last: GroupStatus | u
 async function simulate(
   seed: number,
   faults: Faults,
-  steps: { workers?: number; goalAt?: { atMs: number; goal: Goal } } = {},
+  steps: { workers?: number; goalAt?: { atMs: number; goal: Goal }; Cluster?: typeof SimCluster } = {},
 ): Promise<Outcome> {
-  const workers = steps.workers ?? 2;
-  const sim = new SimCluster(seed, { workers, endMs: END_MS, faults });
+  const { workers = 2, Cluster = SimCluster } = steps;
+  const sim = new Cluster(seed, { workers, endMs: END_MS, faults });
   const end = new AbortController();
   sim.onEnd = () => end.abort();
   const statuses: GroupStatus[] = [];
@@ -57,6 +58,7 @@ async function simulate(
       onStatus: (status) => {
         last = status;
         statuses.push(status);
+        expect(status.restarts, "L3: no restart is told that is not recorded").toBeLessThanOrEqual(sim.record.restarts);
         if (status.leaderAddress !== "") sim.checkLeader(status.leaderAddress, status.incarnation);
         if (steps.goalAt !== undefined && sim.nowMs() >= steps.goalAt.atMs && goal !== steps.goalAt.goal) {
           goal = steps.goalAt.goal;
@@ -138,5 +140,32 @@ suite("L1: a world that cannot be read", () => {
     expect(marked.length).toBeGreaterThan(0);
     const firstServing = statuses.findIndex((status) => status.phase === Phase.SERVING);
     for (const status of statuses.slice(firstServing)) expect(status.leaderAddress).not.toBe("");
+  });
+});
+
+/** Takes no record of a second incarnation for a minute after it was first asked for one. */
+class Unwriting extends SimCluster {
+  #sinceMs: number | undefined;
+
+  override async apply(action: Action): Promise<void> {
+    if (action.kind === "record" && action.record.restarts === 1) {
+      this.#sinceMs ??= this.nowMs();
+      if (this.nowMs() - this.#sinceMs < 60_000) throw new Error("the record is refused");
+    }
+    await super.apply(action);
+  }
+}
+
+suite("L3: a record that cannot be written", () => {
+  test("what follows from it is told when it is; the trouble is told after a while", async () => {
+    const faults = { ...NO_FAULTS, untilMs: 60_000, crash: 1, crashWithinMs: 20_000 };
+    const { sim, statuses, last } = await simulate(1, faults, { Cluster: Unwriting });
+    expect(sim.violations).toEqual([]);
+    const marked = statuses.filter((status) => status.code === "unwritten");
+    expect(marked.length).toBeGreaterThan(0);
+    for (const status of marked) expect(status).toMatchObject({ restarts: 0, incarnation: 1n });
+    expect(marked[0]?.cause).toContain("the record is refused");
+    expect(last).toMatchObject({ phase: Phase.SERVING });
+    expect(last?.restarts).toBeGreaterThan(0);
   });
 });
