@@ -22,7 +22,7 @@ import {
 } from "../../proto/gen/muster/v1/plan.ts";
 import type { Fault } from "../../proto/gen/muster/v1/worker.ts";
 import { conditions } from "./conditions.ts";
-import { count, timestamp } from "./fields.ts";
+import { count, listBy, timestamp } from "./fields.ts";
 import { RANKS_MAX } from "./model-deployment.ts";
 import { type EditRule, withRules } from "./rules.ts";
 import { vocabulary, vocabularyHash, vocabularyOf } from "./vocabulary.ts";
@@ -31,6 +31,7 @@ const LEDGERS_MAX = RANKS_MAX;
 const REASONS_MAX = 64;
 const RULES_MAX = 64;
 const DIGEST_MAX = 128;
+const NAME_MAX = 253;
 
 const size = z.int().min(1).max(RANKS_MAX);
 const text = (max: number) => z.string().max(max);
@@ -90,6 +91,7 @@ const prediction = z.object({
   tokensPerSecond: z.number().min(0).describe("Of the whole group at this concurrency."),
   concurrency: count,
   bound: z.enum(["memory", "compute", "communication"]),
+  calibration: z.number().gt(0).max(10).optional().describe("Share of the roofline that it counts on."),
 });
 
 const fields = z.object({
@@ -126,23 +128,46 @@ export const shardPlanSpec = withRules(fields, [], shardPlanEdits);
 export type ShardPlanSpec = z.infer<typeof shardPlanSpec>;
 export type ShardPlanSpecInput = z.input<typeof shardPlanSpec>;
 
+/** Of a plan with more groups those whose maps changed last are shown. */
+export const EXPERT_MAPS_MAX = 256;
+
+const expertMap = z.object({
+  group: text(NAME_MAX).min(1).describe("ReplicaGroup of this namespace."),
+  incarnation: count,
+  version: count.describe("0: the plan's own, with which every incarnation begins."),
+  digest: text(DIGEST_MAX),
+  since: timestamp,
+});
+export type ExpertMapShown = z.infer<typeof expertMap>;
+
+const measured = z.object({
+  at: timestamp.describe("When tokensPerSecond was."),
+  ttftMs: z
+    .number()
+    .min(0)
+    .optional()
+    .describe("90th percentile at gateways, at latencyConcurrency; left out: none told."),
+  itlMs: z.number().min(0).optional().describe("Likewise."),
+  latencyConcurrency: count.optional().describe("Sequences of a group at once, the most of which gateways told."),
+  tokensPerSecond: z.number().min(0).optional().describe("The most of one group, over ten seconds."),
+  concurrency: count.optional().describe("Sequences of that group at once, on average."),
+  calibration: z
+    .number()
+    .gt(0)
+    .max(10)
+    .optional()
+    .describe("Share of the roofline, at the predicted concurrency; the next plan is predicted with it."),
+});
+
 export const shardPlanStatus = z.object({
   observedGeneration: count.optional(),
   conditions: conditions.optional(),
-  expertMap: z
-    .object({ version: count, digest: text(DIGEST_MAX), since: timestamp })
+  expertMaps: listBy(expertMap, "group", EXPERT_MAPS_MAX)
     .optional()
-    .describe("Which copy of which expert lies where; moves with load, the plan does not."),
-  measured: z
-    .object({
-      at: timestamp,
-      ttftMs: z.number().min(0).optional(),
-      itlMs: z.number().min(0).optional(),
-      tokensPerSecond: z.number().min(0).optional(),
-      concurrency: count.optional(),
-      calibration: z.number().gt(0).max(10).optional().describe("Measured over predicted; the next plan starts here."),
-    })
-    .optional(),
+    .describe(
+      "Which copy of which expert lies where in each group; moves with the load of the group, the plan does not.",
+    ),
+  measured: measured.optional(),
   groups: count.optional().describe("ReplicaGroups that use it."),
 });
 export type ShardPlanStatus = z.infer<typeof shardPlanStatus>;
@@ -176,11 +201,12 @@ const REASONS: readonly [Reason_Kind, (typeof REASON_KINDS)[number]][] = [
   [Reason_Kind.NOTE, "Note"],
 ];
 
-/** What of a stored plan the planner does not know. */
-export type Packaging = { image: string; podTemplateDigest: string };
+/** What of a stored plan a plan does not hold. `calibration`: what it was predicted with. */
+export type Packaging = { image: string; podTemplateDigest: string; calibration?: number };
 
 /** Throws FaultError where the plan is too large to store (F3), and for a plan that the planner cannot have made. */
-export function toResource(plan: ShardPlan, { image, podTemplateDigest }: Packaging): ShardPlanSpec {
+export function toResource(plan: ShardPlan, packaging: Packaging): ShardPlanSpec {
+  const { image, podTemplateDigest, calibration } = packaging;
   const { model: spec, cut: sizes, prediction: predicted, ...rest } = plan;
   if (spec === undefined) throw new Error(`plan ${plan.revision} has no model`);
   const stored = shardPlanSpec.parse({
@@ -194,7 +220,7 @@ export function toResource(plan: ShardPlan, { image, podTemplateDigest }: Packag
     shardRules: shardRulesOf(spec),
     ledgers: ledgerResources(rest.ledgers),
     reasons: rest.reasons.slice(0, REASONS_MAX).map(reasonResource),
-    prediction: predicted,
+    prediction: calibration === undefined ? predicted : { ...predicted, calibration },
     image,
     podTemplateDigest,
   });
@@ -265,6 +291,7 @@ function keyIn<K, N>(table: readonly [K, N][], name: N): K {
 
 /** The plan without what is recomputed: no ranks, and of the model only what is stored. */
 export function fromResource(spec: ShardPlanSpec): ShardPlan {
+  const { calibration: _, ...prediction } = spec.prediction;
   return {
     revision: spec.revision,
     model: modelOutline(spec.model),
@@ -272,7 +299,7 @@ export function fromResource(spec: ShardPlanSpec): ShardPlan {
     ranks: [],
     ledgers: ledgersOf(spec.ledgers),
     reasons: spec.reasons.map(({ kind, ...said }) => ({ kind: keyIn(REASONS, kind), ...said })),
-    prediction: spec.prediction,
+    prediction,
     workers: spec.workers,
     contextTokens: spec.contextTokens,
     kvBlockTokens: spec.kv.blockTokens,

@@ -112,7 +112,7 @@ function readPlan(object: KubeObject): Read<StoredPlan> {
       question: annotations?.[QUESTION] ?? "",
       createdMs: millisOf(creationTimestamp) ?? 0,
       spec: parsed.value.spec,
-      calibration: parsed.value.status?.measured?.calibration,
+      measured: parsed.value.status?.measured ?? {},
     },
   };
 }

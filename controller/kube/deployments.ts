@@ -8,6 +8,7 @@
 //   K5  planning happens beside the queue (plan-desk.ts); a turn never waits for it.
 //   K6  when the signal aborts nothing more is begun; what was under way is refused by the fence of the API it is given.
 import type { LoadSample, ScaleState } from "../reconcile/autoscale.ts";
+import { calibrationFor } from "../reconcile/deployment/calibration.ts";
 import { decideDeployment } from "../reconcile/deployment/decide.ts";
 import { headline, statusFor } from "../reconcile/deployment/status.ts";
 import type { OwnerKind, OwnerWish } from "../reconcile/deployment/wish.ts";
@@ -280,16 +281,15 @@ export class Deployments {
 
   /** Answers when to look again because of it. */
   #ask(key: string, world: DeploymentWorld, decision: DeploymentDecision, signal: AbortSignal): number | undefined {
-    const { owner } = world;
     const isShort = decision.ask === "first" || decision.status.notices?.some(({ field }) => field === "spec.rollout");
     if (isShort === true) this.#short.add(key);
     else this.#short.delete(key);
-    if (decision.ask === undefined || owner.wish.kind === "refused") return undefined;
-    const { question, planName } = owner.wish.value;
+    if (decision.ask === undefined || world.owner.wish.kind === "refused") return undefined;
+    const { question, planName } = world.owner.wish.value;
     const held = decision.ask === "better" ? heldBy(world.groups) : undefined;
     const grounds = this.#options.view.groundsFor(question, held);
     if (grounds === undefined) return undefined;
-    const calibration = world.plans.find(({ name }) => name === planName)?.calibration;
+    const calibration = calibrationFor(planName, world);
     return this.#desk.ask(key, { question, grounds, calibration }, decision.ask, signal);
   }
 

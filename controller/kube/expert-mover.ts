@@ -24,7 +24,9 @@ export type MovableGroup = {
   targets: readonly WorkerTarget[];
 };
 
-export type Moved = { map: ExpertMap; text: string; numericsId: string; imbalance: { before: number; after: number } };
+/** The map in use, of this incarnation. */
+export type MapSeen = { map: ExpertMap; incarnation: bigint };
+export type Moved = MapSeen & { text: string; numericsId: string; imbalance: { before: number; after: number } };
 
 export type ExpertMoverOptions = {
   links: ExpertLinks;
@@ -34,8 +36,8 @@ export type ExpertMoverOptions = {
   limits?: ExpertLimits;
   /** Of the last steps; 0: not known. */
   stepMsOf: (group: string) => number;
-  /** The map in use, when a group is taken up. */
-  onSeen?: (group: string, map: ExpertMap) => void;
+  /** When a group is taken up. */
+  onSeen?: (group: string, seen: MapSeen) => void;
   onMoved: (group: string, moved: Moved) => void;
   onFailure: (group: string, detail: string) => void;
 };
@@ -98,7 +100,7 @@ export class ExpertMover {
     const now = await links.expertLoad(leader, signal);
     signal.throwIfAborted();
     const current = now.map ?? planMap(group.plan);
-    if (before === undefined) onSeen?.(key, current);
+    if (before === undefined) onSeen?.(key, { map: current, incarnation: group.incarnation });
     const load = windowOf(before, now);
     if (load === undefined) return now;
     const question = { plan: group.plan, current, load, stepMs: stepMsOf(key), windowMs: lookMs };
@@ -129,7 +131,7 @@ export class ExpertMover {
     const [leader] = targets;
     if (leader === undefined) return;
     const { numericsId } = await links.switchExperts(leader, map.version, signal);
-    onMoved(key, { map, text, numericsId, imbalance });
+    onMoved(key, { map, incarnation, text, numericsId, imbalance });
   }
 }
 

@@ -2,20 +2,25 @@
 // map that a ShardPlan shows in its status; when and what moves is expert-mover.ts and reconcile/expert-moves.ts.
 //
 //   X1  a group is handed over only while all workers of its incarnation serve, have addresses, and its owner wants it.
-//   X2  status.expertMap of a plan is that of the group that was looked at last, each of which has its own; what else the
-//       status says stays as it is, and where somebody has written since, it is merged again.
+//   X2  each group has a map of its own, by its own load: one for all groups of a plan would have to be staged and switched by
+//       all of them at one moment, and would be untrue while one restarts. An incarnation begins with the plan's own map,
+//       whatever other groups have measured.
+//   X3  status.expertMaps of a plan has an entry for each of its groups that was looked at, and none for one that has gone; of
+//       more than EXPERT_MAPS_MAX those that changed last. What else the status says stays as it is, and where somebody has
+//       written since, it is merged again.
 import { createHash } from "node:crypto";
+import { isDeepStrictEqual } from "node:util";
 import { ExpertMap } from "../../proto/gen/muster/v1/plan.ts";
 import type { Trust } from "../../proto/trust.ts";
 import { parseReplicaGroup, parseShardPlan } from "../api/parse.ts";
-import type { ShardPlanStatus } from "../api/shard-plan.ts";
+import { EXPERT_MAPS_MAX, type ExpertMapShown } from "../api/shard-plan.ts";
 import { type ExpertLimits, expertLimits } from "../reconcile/expert-moves.ts";
 import type { GroupStatus } from "../reconcile/status.ts";
 import type { Goal } from "../reconcile/world.ts";
 import { type KubeObject, keyOf } from "./client.ts";
 import type { Clock } from "./clock.ts";
 import { type ExpertLinks, GrpcExpertLinks } from "./expert-link.ts";
-import { ExpertMover, type MovableGroup, type Moved } from "./expert-mover.ts";
+import { ExpertMover, type MapSeen, type MovableGroup, type Moved } from "./expert-mover.ts";
 import { fieldsOf } from "./fields.ts";
 import { gangPod } from "./gang-pods.ts";
 import type { KubeMetrics } from "./metrics.ts";
@@ -53,8 +58,6 @@ export type GroupExpertsOptions = {
 /** What is known of a group; `status`: of its reconciler. */
 export type ExpertsOf = { goal: Goal; status: GroupStatus; movesExperts: boolean };
 
-type Shown = NonNullable<ShardPlanStatus["expertMap"]>;
-
 /** The watch brings what the conflict was about, mostly before. */
 const CONFLICT_WAIT_MS = 200;
 const DIGEST_CHARS = 12;
@@ -63,8 +66,10 @@ export class GroupExperts {
   readonly #options: GroupExpertsOptions;
   readonly #mover: ExpertMover;
   readonly #writer: StatusWriter;
-  /** What plans are to show, by key, until it is written. */
-  readonly #shown = new Map<string, Shown>();
+  /** By plan and the name of its group: what is to be shown, until it is written. */
+  readonly #shown = new Map<string, Map<string, ExpertMapShown>>();
+  /** Keys of the plans in which groups are shown. */
+  readonly #planOf = new Map<string, string>();
   #imbalance: Moved["imbalance"] | undefined;
   #unmeter: (() => void)[] = [];
 
@@ -77,7 +82,7 @@ export class GroupExperts {
       limits: { ...expertLimits, ...experts?.limits },
       ...(experts?.lookMs === undefined ? {} : { lookMs: experts.lookMs }),
       stepMsOf: (group) => reports?.board.stepTimeOf(group) ?? 0,
-      onSeen: (group, map) => this.#show(group, map),
+      onSeen: (group, seen) => this.#show(group, seen),
       onMoved: (group, moved) => this.#moved(group, moved),
       onFailure: (group, detail) => this.#failed(group, detail),
     });
@@ -86,12 +91,12 @@ export class GroupExperts {
       resource: shardPlans,
       clock,
       random,
-      headlineOf: (status) => JSON.stringify(fieldsOf(status).expertMap ?? null),
+      headlineOf: (status) => JSON.stringify(fieldsOf(status).expertMaps ?? null),
       onWritten: (object) => this.#written(object),
       onConflict: (key) => void this.#againSoon(key),
       onRefused: (key, error) => {
         this.#shown.delete(key);
-        options.onFailure?.(key, `its map of experts is refused: ${error.message}`);
+        options.onFailure?.(key, `the maps of its experts are refused: ${error.message}`);
       },
     });
     this.#meter();
@@ -109,6 +114,11 @@ export class GroupExperts {
   /** The group has gone. */
   forget(key: string): void {
     this.#mover.set(key, undefined);
+    const plan = this.#planOf.get(key);
+    if (plan === undefined) return;
+    this.#planOf.delete(key);
+    this.#shownOf(plan).delete(nameOf(key));
+    this.#offer(plan);
   }
 
   /** Resolves when nothing is under way any more. */
@@ -143,7 +153,7 @@ export class GroupExperts {
     const { map, text, imbalance } = moved;
     this.#imbalance = imbalance;
     metrics?.count("muster_expert_moves_total", { outcome: "moved" });
-    this.#show(group, map);
+    this.#show(group, moved);
     const object = lead.stores.groups.get(group);
     const note = `map ${map.version}: ${text}`;
     if (object !== undefined)
@@ -160,25 +170,45 @@ export class GroupExperts {
       lead.events.record(object, { type: "Warning", reason: "ExpertsStay", action: "MoveExperts", note: detail });
   }
 
-  #show(group: string, map: ExpertMap): void {
+  #show(group: string, { map, incarnation }: MapSeen): void {
     const { lead, clock } = this.#options;
     const parsed = parseReplicaGroup(lead.stores.groups.get(group));
     if (parsed.kind === "refused") return;
     const key = `${parsed.value.metadata.namespace}/${parsed.value.spec.plan}`;
-    this.#shown.set(key, { version: map.version, digest: digestOf(map), since: new Date(clock.nowMs()).toISOString() });
+    const since = new Date(clock.nowMs()).toISOString();
+    const shown = { incarnation: Number(incarnation), version: map.version, digest: digestOf(map), since };
+    this.#planOf.set(group, key);
+    this.#shownOf(key).set(nameOf(group), { group: nameOf(group), ...shown });
     this.#offer(key);
   }
 
-  /** X2. */
+  #shownOf(plan: string): Map<string, ExpertMapShown> {
+    const shown = this.#shown.get(plan) ?? new Map<string, ExpertMapShown>();
+    this.#shown.set(plan, shown);
+    return shown;
+  }
+
+  /** X3. */
   #offer(key: string): void {
-    const expertMap = this.#shown.get(key);
+    const shown = this.#shown.get(key);
     const plan = this.#options.lead.stores.plans.get(key);
-    if (expertMap === undefined) return;
+    if (shown === undefined) return;
     const parsed = parseShardPlan(plan);
-    if (plan === undefined || parsed.kind === "refused" || isSame(parsed.value.status?.expertMap, expertMap)) {
+    const before = parsed.kind === "ok" ? (parsed.value.status?.expertMaps ?? []) : [];
+    const expertMaps = mergedMaps(before, shown, (group) => this.#follows(group, key));
+    if (plan === undefined || parsed.kind === "refused" || isDeepStrictEqual(before, expertMaps)) {
       this.#shown.delete(key);
       this.#writer.forget(key);
-    } else this.#writer.offer(plan, { ...fieldsOf(plan.status), expertMap });
+    } else this.#writer.offer(plan, { ...fieldsOf(plan.status), expertMaps });
+  }
+
+  /** Whether there is a group of that name whose plan it is. */
+  #follows(name: string, plan: string): boolean {
+    const namespace = plan.slice(0, plan.indexOf("/"));
+    const object = this.#options.lead.stores.groups.get(`${namespace}/${name}`);
+    const group = parseReplicaGroup(object);
+    const isLeaving = object?.metadata.deletionTimestamp !== undefined;
+    return group.kind === "ok" && !isLeaving && `${namespace}/${group.value.spec.plan}` === plan;
   }
 
   #written(object: KubeObject): void {
@@ -202,8 +232,25 @@ export class GroupExperts {
   }
 }
 
-const isSame = (one: Shown | undefined, other: Shown): boolean =>
-  one?.version === other.version && one.digest === other.digest;
+const nameOf = (key: string): string => key.slice(key.indexOf("/") + 1);
+
+/** X3; by name. What says the same as before is as old as before. */
+export function mergedMaps(
+  before: readonly ExpertMapShown[],
+  shown: ReadonlyMap<string, ExpertMapShown>,
+  follows: (group: string) => boolean,
+): ExpertMapShown[] {
+  const merged = new Map(before.map((entry) => [entry.group, entry]));
+  for (const [group, entry] of shown) {
+    const known = merged.get(group);
+    if (!isDeepStrictEqual({ ...known, since: entry.since }, entry)) merged.set(group, entry);
+  }
+  return [...merged.values()]
+    .filter(({ group }) => follows(group))
+    .toSorted((one, other) => Date.parse(other.since) - Date.parse(one.since))
+    .slice(0, EXPERT_MAPS_MAX)
+    .toSorted((one, other) => (one.group < other.group ? -1 : 1));
+}
 
 /** As in the numerics id of those who use it: over slots and places, whatever the version. */
 function digestOf(map: ExpertMap): string {

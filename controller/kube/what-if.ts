@@ -10,6 +10,7 @@ import type { ModelSpec } from "../../proto/gen/muster/v1/plan.ts";
 import type { Fault } from "../../proto/gen/muster/v1/worker.ts";
 import { editFault } from "../api/parse.ts";
 import type { ShardPlanSpec } from "../api/shard-plan.ts";
+import { calibrationFor } from "../reconcile/deployment/calibration.ts";
 import { decideDeployment } from "../reconcile/deployment/decide.ts";
 import type { Ask, Judged, Planning } from "../reconcile/deployment/planning.ts";
 import { choosePlan } from "../reconcile/deployment/stored-plan.ts";
@@ -170,12 +171,12 @@ class Rehearsal {
     return name === undefined || object === undefined ? undefined : poolViewOf(object);
   }
 
-  async #plan({ owner, plans }: DeploymentWorld): Promise<void> {
+  async #plan({ owner, plans, groups }: DeploymentWorld): Promise<void> {
     if (owner.wish.kind === "refused") return;
     const { question, planName } = owner.wish.value;
     const grounds = this.#stage.view().groundsFor(question);
     if (grounds === undefined) throw new Error("the copy of the cluster is not whole");
-    const calibration = plans.find(({ name }) => name === planName)?.calibration;
+    const calibration = calibrationFor(planName, { plans, groups });
     const planning = await this.#ask({ question, grounds, calibration }, (model, judged) => {
       this.judged = { model, ...judged };
     });

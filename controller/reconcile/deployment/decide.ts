@@ -7,6 +7,7 @@
 //   E4  an ordinal is written down in the status before its group may be deleted: none is used twice.
 import { autoscale, freshState, type ScaleState } from "../autoscale.ts";
 import type { Because } from "../world.ts";
+import { expectedTokensPerSecond } from "./calibration.ts";
 import { spanText } from "./columns.ts";
 import { eventsBetween } from "./events.ts";
 import { findingOf, refusedFinding, type Standing } from "./finding.ts";
@@ -123,7 +124,7 @@ function scaleOf(world: DeploymentWorld, wish: OwnerWish, plan: StoredPlan | und
   const begun = owner.status.targetReplicas ?? Math.max(1, scale.min);
   const state = world.scale ?? freshState(begun, nowMs);
   const { min, max, targets } = scale;
-  const predicted = (plan?.spec.prediction.tokensPerSecond ?? 0) * (plan?.calibration ?? 1);
+  const expected = plan === undefined ? 0 : expectedTokensPerSecond(plan);
   const decision = autoscale({
     nowMs,
     history: world.load,
@@ -133,7 +134,7 @@ function scaleOf(world: DeploymentWorld, wish: OwnerWish, plan: StoredPlan | und
       max,
       targets,
       concurrency: plan?.spec.prediction.concurrency ?? question.plan.concurrency,
-      tokensPerSecond: predicted > 0 ? predicted : undefined,
+      tokensPerSecond: expected > 0 ? expected : undefined,
       startMs: startMsOf(world.groups) ?? START_MS,
     },
   });

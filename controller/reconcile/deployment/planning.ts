@@ -73,7 +73,8 @@ export function answerFor(model: ModelSpec, { question, grounds, calibration }: 
     const planned = planShards(model, inventory, wishes);
     onJudged?.(model, { planned, inventory, wishes });
     if (planned.kind === "feasible") {
-      return { kind: "feasible", spec: toResource(planned.plan, { image: "", podTemplateDigest: "" }), isShort };
+      const packaging = { image: "", podTemplateDigest: "", calibration: wishes.calibration };
+      return { kind: "feasible", spec: toResource(planned.plan, packaging), isShort };
     }
     last = planned;
   }

@@ -5,6 +5,7 @@
 //   D3  plans that groups use are kept, and the last few beside them, so that an edit that is taken back finds its plan.
 import { invalid } from "../../../proto/fault.ts";
 import type { Fault } from "../../../proto/gen/muster/v1/worker.ts";
+import { madeWith } from "./calibration.ts";
 import { planColumn } from "./columns.ts";
 import { type OwnerWish, REPLAN } from "./wish.ts";
 import type { Answer, DeploymentAction, DeploymentWorld, StoredPlan } from "./world.ts";
@@ -65,7 +66,9 @@ export function plansToDelete(world: DeploymentWorld, wish: OwnerWish): Deployme
 /** Why another plan would be better; undefined where it would not be by much. */
 export function betterPlan(stored: StoredPlan, better: DeploymentWorld["better"]): string | undefined {
   if (better === undefined || better.revision === stored.spec.revision) return undefined;
-  const [before, after] = [stored.spec.prediction.tokensPerSecond, better.prediction.tokensPerSecond];
+  // With one factor for both: what was measured meanwhile makes no plan better than another.
+  const raw = stored.spec.prediction.tokensPerSecond / madeWith(stored.spec.prediction);
+  const [before, after] = [raw * madeWith(better.prediction), better.prediction.tokensPerSecond];
   if (before <= 0 || after < before * (1 + GAIN_MIN)) return undefined;
   const gain = `${Math.round((after / before - 1) * 100)}% more tokens per second`;
   const short = better.revision.slice(0, 12);

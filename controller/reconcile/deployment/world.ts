@@ -29,7 +29,8 @@ export type StoredPlan = {
   question: string;
   createdMs: number;
   spec: ShardPlanSpec;
-  calibration: number | undefined;
+  /** What its groups were seen to give; see controller/kube/plan-measured.ts. */
+  measured: { tokensPerSecond?: number | undefined; calibration?: number | undefined };
 };
 
 export type GroupView = {

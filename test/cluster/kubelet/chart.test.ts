@@ -40,6 +40,7 @@ const BED = {
   controller: {
     replicas: 3,
     listenHost: "$(MUSTER_POD_IP)",
+    gangTimeoutSeconds: 30,
     extraArgs: ["--more", "1"],
     extraEnv: [{ name: "A", value: "b" }],
   },
@@ -157,6 +158,7 @@ describe.skipIf(why !== undefined)(
       ] as const)
         expect(flagOf(controller, flag)).toBe(`$(MUSTER_POD_IP):${port}`);
       expect(flagOf(controller, "advertise")).toBe(`muster-leader.${RELEASE_NAMESPACE}.svc`);
+      expect(flagOf(controller, "gang-timeout")).toBe("30");
       expect(flagOf(controller, "nats-url")).toBe(`tls://muster-nats.${RELEASE_NAMESPACE}.svc:4222`);
       const { container: gateway } = deploymentOf(objects, "muster-gateway");
       expect(flagOf(gateway, "http")).toBe("$(MUSTER_POD_IP):8080");
@@ -178,6 +180,7 @@ describe.skipIf(why !== undefined)(
         resources: { requests: { cpu: 2 }, limits: { memory: "8Gi" } },
         drainSeconds: 7,
         tokenSeconds: 700,
+        podCertificates: false,
         userId: 1000,
       };
       const textOf = (objects: Awaited<ReturnType<typeof render>>) => {
@@ -244,6 +247,7 @@ describe.skipIf(why !== undefined)(
       for (const [wrong, told] of [
         [{ image: { digest: "latest" } }, "/image/digest"],
         [{ gateway: { replicas: -1 } }, "/gateway/replicas"],
+        [{ controller: { gangTimeoutSeconds: 5 } }, "/controller/gangTimeoutSeconds"],
         [{ nats: { externalUrl: "http://x" } }, "/nats/externalUrl"],
         [{ worker: { template: { serviceAccountName: "admin" } } }, "/worker/template"],
       ] as const)

@@ -45,8 +45,18 @@ const Plan = z.looseObject({
   spec: z.looseObject({ expertCopies: z.number(), revision: z.string() }),
   status: z
     .looseObject({
-      expertMap: z.object({ version: z.number(), digest: z.string(), since: z.string() }).optional(),
-      measured: z.looseObject({ tokensPerSecond: z.number() }).optional(),
+      expertMaps: z
+        .array(z.object({ group: z.string(), incarnation: z.number(), version: z.number(), digest: z.string() }))
+        .max(1)
+        .optional(),
+      measured: z
+        .looseObject({
+          tokensPerSecond: z.number(),
+          concurrency: z.number(),
+          ttftMs: z.number().default(0),
+          itlMs: z.number().default(0),
+        })
+        .optional(),
     })
     .default({}),
 });
@@ -70,7 +80,7 @@ describe.skipIf(why !== undefined)(`experts on a real control plane${why ? ` (sk
     bed = await Bed.start({ nodes });
     await installCrds(bed);
     startController(bed, FLAGS);
-    startGateway(bed, `127.0.0.1:${GATEWAY_PORT}`);
+    startGateway(bed, `127.0.0.1:${GATEWAY_PORT}`, ["--reports", FLAGS.listen]);
     url = `http://127.0.0.1:${(await bed.plane.space.forward("127.0.0.1", GATEWAY_PORT)).port}`;
     await bed.make(`${OURS}/modeldeployments`, DEPLOYMENT);
   }, BED_TIMEOUT_MS);
@@ -83,6 +93,9 @@ describe.skipIf(why !== undefined)(`experts on a real control plane${why ? ` (sk
     expect(others).toEqual([]);
     return Plan.parse(found);
   }
+
+  /** Of the only group. */
+  const expertMap = async () => (await plan()).status.expertMaps?.[0];
 
   const numbersOf = async ({ metadata }: Group) =>
     Numbers.parse(await bed.plane.api.find(`${OURS}/replicagroups/${metadata.name}`)).status;
@@ -130,46 +143,53 @@ describe.skipIf(why !== undefined)(`experts on a real control plane${why ? ` (sk
     return got;
   };
 
-  /** Streams that are compared, two at a time so that one always runs, beside others that make load; until a map is in use. */
+  const sample = (seed: number) =>
+    answer(bodyOf("My fellow citizens,", { temperature: 0.9, seed, n: 8, max_tokens: 400 }));
+
+  /**
+   * Streams that are compared, beside others that make load, until a map is in use. Two at a time, the one half a stream behind
+   * the other: one always runs.
+   */
   async function movedUnderStreams(): Promise<boolean[]> {
     const [first] = goldenPrompts();
     if (first === undefined) throw new Error("no prompt");
     const changes: boolean[] = [];
     let isMoved = false;
-    const watched = async () => {
-      while (!isMoved) {
-        const { ids, usage } = await answer(bodyOf(first.prompt, { temperature: 0 }));
-        expect(ids.slice(0, reference.length)).toEqual(reference);
+    const watched = async (tokens: number) => {
+      for (let length = tokens; !isMoved; length = TOKENS) {
+        const { ids, usage } = await answer(bodyOf(first.prompt, { temperature: 0, max_tokens: length }));
+        expect(ids.slice(0, reference.length)).toEqual(reference.slice(0, length));
         changes.push(usage.muster.numerics_changed ?? false);
         expect(usage.muster.resumes).toBeUndefined();
       }
     };
     const load = async (seed: number) => {
-      while (!isMoved) await answer(bodyOf("My fellow citizens,", { temperature: 0.9, seed, n: 8, max_tokens: 400 }));
+      while (!isMoved) await sample(seed);
     };
-    const looking = until(async () => ((await plan()).status.expertMap?.version ?? 0) > 0, "experts move", MOVE_MS_MAX)
+    const looking = until(async () => ((await expertMap())?.version ?? 0) > 0, "experts move", MOVE_MS_MAX)
       .catch(async (error) => {
         throw new Error(`${error.message}: ${JSON.stringify((await plan()).status)}\n${controllerSaid(bed)}`);
       })
       .finally(() => {
         isMoved = true;
       });
-    await Promise.all([watched(), watched(), load(1), load(2), looking]);
+    await Promise.all([watched(TOKENS), watched(TOKENS / 2), load(1), load(2), looking]);
     return changes;
   }
 
   const failures = () => metric(CONTROLLER_PORT, 'muster_expert_moves_total{outcome="failed"}');
   /** What all places say of the map in use. */
   async function expectSaid(group: Group, base: string, before = 0): Promise<void> {
-    const { expertMap } = (await plan()).status;
+    const map = await expertMap();
+    expect(map).toMatchObject({ group: group.metadata.name, incarnation: group.status.incarnation });
     let numericsId = "";
     const isSaid = async () => {
       ({ numericsId } = await numbersOf(group));
       return numericsId !== base;
     };
     await until(isSaid, "the group says its numerics id", 60_000);
-    expect(numericsId).toBe(`${base}-x${expertMap?.digest}`);
-    const note = `map ${expertMap?.version}: `;
+    expect(numericsId).toBe(`${base}-x${map?.digest}`);
+    const note = `map ${map?.version}: `;
     const isTold = async () => {
       const events = (await bed.plane.api.list(EVENTS)).items.map((item) => Event.parse(item));
       const own = events.filter(({ reason, note: said }) => reason === "ExpertsMoved" && said.startsWith(note));
@@ -187,7 +207,7 @@ describe.skipIf(why !== undefined)(`experts on a real control plane${why ? ` (sk
       await asked(group);
       const { spec } = await plan();
       expect(spec.expertCopies).toBe(2);
-      await until(async () => (await plan()).status.expertMap?.version === 0, "the plan's own map is said", 60_000);
+      await until(async () => (await expertMap())?.version === 0, "the plan's own map is said", 60_000);
       const { numericsId: base } = await numbersOf(group);
       const [first] = goldenPrompts();
       const { tokens, gaps } = await greedyOf(bed, group, { ids: first?.prompt_ids ?? [], maxTokens: TOKENS });
@@ -195,7 +215,7 @@ describe.skipIf(why !== undefined)(`experts on a real control plane${why ? ` (sk
       reference = tokens.slice(0, tie < 0 ? tokens.length : tie);
       process.stdout.write(`${reference.length} of ${TOKENS} tokens are compared\n`);
       expect(reference.length).toBeGreaterThan(TOKENS / 4);
-      expect((await plan()).status.expertMap?.version).toBe(0);
+      expect((await expertMap())?.version).toBe(0);
 
       const changes = await movedUnderStreams();
       expect(changes).toContain(true);
@@ -205,8 +225,37 @@ describe.skipIf(why !== undefined)(`experts on a real control plane${why ? ` (sk
       await expectGolden(bed, group);
       expect(await numbersOf(group)).toMatchObject({ incarnation: 1, restarts: 0 });
       expect((await plan()).spec.revision).toBe(spec.revision);
-      await until(async () => (await plan()).status.measured !== undefined, "what is measured is there too", 60_000);
-      expect((await plan()).status.expertMap?.version).toBeGreaterThan(0);
+    },
+    STEP_MS_MAX,
+  );
+
+  test(
+    "what clients see at the gateway comes into the plan's status beside what the group gives, and plans nothing anew",
+    async () => {
+      const before = await plan();
+      const isTold = async () => {
+        const { measured } = (await plan()).status;
+        return (measured?.ttftMs ?? 0) > 0 && (measured?.itlMs ?? 0) > 0;
+      };
+      let isDone = false;
+      const load = async (seed: number) => {
+        while (!isDone) await sample(seed);
+      };
+      const looking = until(isTold, "latencies are said", MOVE_MS_MAX)
+        .catch(async (error) => {
+          throw new Error(`${error.message}: ${JSON.stringify((await plan()).status)}\n${controllerSaid(bed)}`);
+        })
+        .finally(() => {
+          isDone = true;
+        });
+      await Promise.all([load(1), load(2), looking]);
+      const { spec, status } = await plan();
+      process.stdout.write(`measured: ${JSON.stringify(status.measured)}\n`);
+      expect(status.measured?.tokensPerSecond).toBeGreaterThan(0);
+      expect(status.measured?.concurrency).toBeGreaterThan(1);
+      expect(status.expertMaps).toHaveLength(1);
+      expect(spec).toEqual(before.spec);
+      expect(await numbersOf(await servingSince(1))).toMatchObject({ incarnation: 1, restarts: 0 });
     },
     STEP_MS_MAX,
   );
@@ -220,7 +269,7 @@ describe.skipIf(why !== undefined)(`experts on a real control plane${why ? ` (sk
       if (pid === undefined) throw new Error("worker 1 does not run");
       process.kill(pid, "SIGKILL");
       const group = await servingSince(2);
-      await until(async () => (await plan()).status.expertMap?.version === 0, "the plan's own map is said", 60_000);
+      await until(async () => (await expertMap())?.version === 0, "the plan's own map is said", 60_000);
       // A look at a leader that was just dying has failed, or has not.
       const failed = await failures();
       const { numericsId: base } = await numbersOf(group);

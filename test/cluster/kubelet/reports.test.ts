@@ -59,6 +59,9 @@ const Group = z.looseObject({
 });
 type Group = z.infer<typeof Group>;
 type Seat = Group["status"]["placement"][number];
+const Plan = z.looseObject({
+  status: z.looseObject({ measured: z.record(z.string(), z.unknown()).default({}) }).default({ measured: {} }),
+});
 const Node = z.looseObject({
   status: z.looseObject({ conditions: z.array(z.looseObject({ type: z.string(), status: z.string() })) }),
 });
@@ -174,6 +177,17 @@ describe.skipIf(why !== undefined)(`reports on a real control plane${why ? ` (sk
         await until(isShown, "kubectl shows tokens per second", 60_000);
         expect(row[3]).toBe("Serving");
         expect(load.tokens()).toBeGreaterThan(0);
+        let measured: Record<string, unknown> = {};
+        const isMeasured = async () => {
+          const [plan] = (await bed.plane.api.list(`${OURS}/shardplans`)).items;
+          ({ measured } = Plan.parse(plan).status);
+          return Number(measured.tokensPerSecond) > 0;
+        };
+        await until(isMeasured, "the plan says what was measured", 60_000);
+        expect(measured.concurrency).toBeGreaterThanOrEqual(1);
+        expect(measured.concurrency).toBeLessThanOrEqual(STREAMS);
+        // Nobody tells of clients here.
+        expect(Object.keys(measured).filter((name) => /Ms$|latency/.test(name))).toEqual([]);
       } finally {
         await load.stop();
       }

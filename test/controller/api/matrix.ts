@@ -122,8 +122,16 @@ const statuses: MatrixCase[] = [
   statusOf("the status of a plan", planObject({}), {
     observedGeneration: 1,
     conditions: [{ ...condition, type: "BetterPlan" }],
-    expertMap: { version: 3, digest: "ab", since: at },
-    measured: { at, ttftMs: 80, itlMs: 21.5, tokensPerSecond: 700, concurrency: 16, calibration: 0.82 },
+    expertMaps: [{ group: "chat-abcde-0", incarnation: 1, version: 3, digest: "ab", since: at }],
+    measured: {
+      at,
+      ttftMs: 80,
+      itlMs: 21.5,
+      tokensPerSecond: 700,
+      concurrency: 16,
+      latencyConcurrency: 12,
+      calibration: 0.82,
+    },
     groups: 2,
   }),
   statusOf("the status of a group", groupObject({}), {

@@ -297,6 +297,43 @@ describe("a better plan", () => {
   });
 });
 
+describe("what it has measured of itself", () => {
+  test("restarts and writes nothing; the next revision is predicted with it", async () => {
+    const { bed, running } = await serving({ replicas: 1 });
+    running.stop.abort();
+    await bed.time.finish(running.done);
+    const asked: (number | undefined)[] = [];
+    bed.run(bed.server, {
+      planner: (ask, signal) => {
+        asked.push(ask.calibration);
+        return planner(ask, signal);
+      },
+    });
+    await bed.time.runTill(() => asked.length > 0, "it is asked whether there is a better plan", HOUR_MS);
+    expect(asked).toEqual([undefined]);
+    const [plan] = bed.server.objects(shardPlans);
+    if (plan === undefined) throw new Error("no plan");
+    const measured = { at: "2026-01-01T00:00:00Z", tokensPerSecond: 5, concurrency: 16, calibration: 0.35 };
+    await bed.server.replaceStatus(shardPlans, { ...plan, status: { measured } }, never);
+    const [stored] = bed.server.objects(shardPlans);
+    const before = groupNames(bed);
+    await bed.time.runFor(2 * HOUR_MS);
+    expect(asked.slice(1)).toEqual(asked.slice(1).map(() => 0.35));
+    expect(asked.length).toBeLessThanOrEqual(4);
+    expect(groupNames(bed)).toEqual(before);
+    expect(bed.server.objects(shardPlans)).toEqual([stored]);
+    expect(statusOf(bed).conditions?.map(({ type }) => type)).not.toContain("BetterPlan");
+
+    asked.length = 0;
+    await bed.edit("chat", { slo: { concurrency: 8 } });
+    await bed.time.runTill(() => planNames(bed).length === 2 && bed.isConverged("chat"), "the next serves", HOUR_MS);
+    expect(asked[0]).toBe(0.35);
+    const next = bed.server.objects(shardPlans).find(({ metadata }) => metadata.name !== plan.metadata.name);
+    expect(next?.spec).toMatchObject({ prediction: { calibration: 0.35 } });
+    expect(bed.broken).toEqual([]);
+  });
+});
+
 describe("drafts", () => {
   test("a pool of the same vocabulary is paired, one of another refused with the reason", async () => {
     const bed = new Bed({ seed: 5 });

@@ -88,7 +88,7 @@ function bed() {
     clock,
     lookMs: LOOK_MS,
     stepMsOf: () => 20,
-    onSeen: (_, map) => seen.push(map.version),
+    onSeen: (_, { map }) => seen.push(map.version),
     onMoved: (_, what) => moved.push(what),
     onFailure: (_, detail) => failures.push(detail),
   });

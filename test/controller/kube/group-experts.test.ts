@@ -2,7 +2,9 @@
 // status, events and metrics, beside what others write there. Workers are in memory; what they count is the test's.
 import { beforeAll, expect, onTestFinished, test } from "vitest";
 import { parseReplicaGroup, parseShardPlan } from "../../../controller/api/parse.ts";
+import { EXPERT_MAPS_MAX } from "../../../controller/api/shard-plan.ts";
 import type { ExpertLinks } from "../../../controller/kube/expert-link.ts";
+import { mergedMaps } from "../../../controller/kube/group-experts.ts";
 import { groupsPart } from "../../../controller/kube/groups-part.ts";
 import { KubeMetrics } from "../../../controller/kube/metrics.ts";
 import { events, modelDeployments, nodes, replicaGroups, shardPlans } from "../../../controller/kube/resources.ts";
@@ -40,35 +42,39 @@ beforeAll(async () => {
   model = await readModel(SOURCE, { headersOnly: true });
 });
 
-/** The engines of one incarnation after the other: counters and map begin anew with each. */
+type Engine = { incarnation: bigint; map: ExpertMap | undefined; counts: bigint[] };
+
+/** The engines of each group, one incarnation after the other: counters and map begin anew with each. */
 class Engines implements ExpertLinks {
   readonly asked: WorkerTarget[] = [];
   readonly staged: { target: WorkerTarget; request: StageExpertsRequest }[] = [];
   failing: Error | undefined;
   readonly #sim: SimPods;
-  #incarnation = 0n;
-  #map: ExpertMap | undefined;
-  #counts: bigint[] = [];
+  readonly #engines = new Map<string, Engine>();
 
   constructor(sim: SimPods) {
     this.#sim = sim;
   }
 
-  serve(tokens: readonly number[]): void {
-    this.#counts = tokens.map((count, expert) => (this.#counts[expert] ?? 0n) + BigInt(count));
+  /** By all groups, or by that one. */
+  serve(tokens: readonly number[], group?: string): void {
+    for (const [name, engine] of this.#engines)
+      if (group === undefined || name === `${NS}/${group}`)
+        engine.counts = tokens.map((count, expert) => (engine.counts[expert] ?? 0n) + BigInt(count));
   }
 
-  #begin({ name: { incarnation } }: WorkerTarget): void {
-    if (incarnation === this.#incarnation) return;
-    this.#incarnation = incarnation;
-    this.#map = undefined;
-    this.#counts = new Array<bigint>(8).fill(0n);
+  #engineOf({ name: { group, incarnation } }: WorkerTarget): Engine {
+    const known = this.#engines.get(group);
+    if (known?.incarnation === incarnation) return known;
+    const begun = { incarnation, map: undefined, counts: new Array<bigint>(8).fill(0n) };
+    this.#engines.set(group, begun);
+    return begun;
   }
 
   async expertLoad(leader: WorkerTarget): Promise<ExpertLoadResponse> {
     this.asked.push(leader);
-    this.#begin(leader);
-    return { layers: BLOCKS.map((block) => ({ block, tokens: [...this.#counts] })), map: this.#map };
+    const { counts, map } = this.#engineOf(leader);
+    return { layers: BLOCKS.map((block) => ({ block, tokens: [...counts] })), map };
   }
 
   async stageExperts(target: WorkerTarget, request: StageExpertsRequest): Promise<void> {
@@ -78,10 +84,12 @@ class Engines implements ExpertLinks {
 
   /** Each worker has its new numerics with its own next step. */
   async switchExperts(leader: WorkerTarget, version: number): Promise<SwitchExpertsResponse> {
-    this.#map = this.staged.findLast(({ request }) => request.map?.version === version)?.request.map;
+    const own = this.staged.filter(({ target }) => target.name.group === leader.name.group);
+    this.#engineOf(leader).map = own.findLast(({ request }) => request.map?.version === version)?.request.map;
     const numericsId = `sim-x${version.toString(16).padStart(12, "0")}`;
-    for (const { description } of this.#sim.workers)
-      if (description.incarnation === leader.name.incarnation) description.numericsId = numericsId;
+    const uids = new Set(own.map(({ target }) => target.uid));
+    for (const { uid, description } of this.#sim.workers)
+      if (uids.has(uid) && description.incarnation === leader.name.incarnation) description.numericsId = numericsId;
     return { numericsId };
   }
 }
@@ -96,7 +104,7 @@ class Bed {
 
   static async begin(spec: object): Promise<Bed> {
     const bed = new Bed();
-    for (const name of ["gpu-0", "gpu-1", "gpu-2"]) {
+    for (const name of ["gpu-0", "gpu-1", "gpu-2", "gpu-3", "gpu-4"]) {
       const wanted = node(name, { gpus: 1 });
       const made = await bed.server.create(nodes, wanted, never);
       await bed.server.replaceStatus(nodes, { ...made, status: wanted.status }, never);
@@ -134,10 +142,29 @@ class Bed {
     });
   }
 
+  get groups() {
+    return this.server.objects(replicaGroups).map((object) => {
+      const parsed = parseReplicaGroup(object);
+      if (parsed.kind === "refused") throw new Error(parsed.fault.detail);
+      return { name: object.metadata.name, ...parsed.value.status };
+    });
+  }
+
   get group() {
-    const parsed = parseReplicaGroup(this.server.objects(replicaGroups)[0]);
-    if (parsed.kind === "refused") throw new Error(parsed.fault.detail);
-    return parsed.value.status ?? {};
+    const [first] = this.groups;
+    if (first === undefined) throw new Error("no group");
+    return first;
+  }
+
+  /** What the plan shows of its groups: name, incarnation, version. */
+  get maps() {
+    return (this.plan.expertMaps ?? []).map(({ group, incarnation, version }) => [group, incarnation, version]);
+  }
+
+  async edit(spec: object): Promise<void> {
+    const [object] = this.server.objects(modelDeployments);
+    if (object === undefined) throw new Error("no deployment");
+    await this.server.replace(modelDeployments, { ...object, spec }, never);
   }
 
   get planObject() {
@@ -168,7 +195,14 @@ class Bed {
   }
 
   async moved(version: number): Promise<void> {
-    await this.time.runTill(() => this.plan.expertMap?.version === version, `map ${version} is said`, 4 * LOOK_MS);
+    await this.time.runTill(() => this.map?.version === version, `map ${version} is said`, 4 * LOOK_MS);
+  }
+
+  /** Of the only group. */
+  get map() {
+    const [map, ...others] = this.plan.expertMaps ?? [];
+    expect(others).toEqual([]);
+    return map;
   }
 }
 
@@ -181,12 +215,12 @@ test("experts are moved by load; status, event, numerics id and metrics say so, 
     { ...bed.planObject, status: { ...Object(bed.planObject.status), measured } },
     never,
   );
-  const { digest } = bed.plan.expertMap ?? {};
+  const { digest } = bed.map ?? {};
   bed.engines.serve(SKEWED);
   await bed.moved(1);
   expect(bed.plan.measured).toEqual(measured);
-  expect(bed.plan.expertMap?.digest).toMatch(/^[0-9a-f]{12}$/);
-  expect(bed.plan.expertMap?.digest).not.toBe(digest);
+  expect(bed.map?.digest).toMatch(/^[0-9a-f]{12}$/);
+  expect(bed.map?.digest).not.toBe(digest);
   expect(bed.engines.staged.map(({ target: { name } }) => name.worker)).toEqual([0, 1]);
   const addresses = bed.sim.workers.map(({ uid, address }) => `${uid} ${address}:7440`);
   expect(bed.engines.staged.map(({ target: { uid, address } }) => `${uid} ${address}`).toSorted()).toEqual(
@@ -224,6 +258,59 @@ test("a new incarnation begins with the plan's map, and moves anew", async () =>
   expect(bed.engines.staged.map(({ request: { incarnation } }) => incarnation)).toEqual([1n, 1n, 2n, 2n]);
 });
 
+test("X2, X3: each of two groups has its own map and entry; one that restarts begins anew, one that goes takes its entry along", async () => {
+  const bed = await Bed.begin({ ...MEASURED, replicas: 2 });
+  await bed.time.runTill(() => bed.maps.length === 2, "both are shown", 4 * LOOK_MS);
+  const [one = "", other = ""] = bed.groups.map(({ name }) => name).toSorted();
+  expect(bed.maps).toEqual([
+    [one, 1, 0],
+    [other, 1, 0],
+  ]);
+  const since = bed.plan.expertMaps?.[1]?.since;
+  bed.engines.serve(SKEWED, one);
+  await bed.time.runTill(() => bed.maps[0]?.[2] === 1, "the first has moved", 4 * LOOK_MS);
+  await bed.time.runFor(2 * LOOK_MS);
+  expect(bed.maps).toEqual([
+    [one, 1, 1],
+    [other, 1, 0],
+  ]);
+  expect(bed.plan.expertMaps?.[1]?.since).toBe(since);
+  expect(new Set(bed.engines.staged.map(({ target }) => target.name.group))).toEqual(new Set([`${NS}/${one}`]));
+
+  const victim = bed.sim.workers.find(({ group }) => group === `${NS}/${other}`);
+  if (victim === undefined) throw new Error("nobody works");
+  bed.sim.crash(victim);
+  const restarted = () => bed.groups.find(({ name }) => name === other);
+  await bed.time.runTill(() => restarted()?.incarnation === 2 && restarted()?.phase === "Serving", "it serves again");
+  await bed.time.runTill(() => bed.maps[1]?.[1] === 2, "its next incarnation is shown", 4 * LOOK_MS);
+  expect(bed.maps).toEqual([
+    [one, 1, 1],
+    [other, 2, 0],
+  ]);
+  expect(bed.plan.expertMaps?.[0]?.digest).not.toBe(bed.plan.expertMaps?.[1]?.digest);
+
+  await bed.edit({ ...MEASURED, replicas: 1 });
+  await bed.time.runTill(() => bed.groups.length === 1 && bed.maps.length === 1, "one has gone", 4 * LOOK_MS);
+  expect(bed.maps).toEqual([[bed.group.name, bed.group.incarnation, bed.group.name === one ? 1 : 0]]);
+});
+
+test("X3: a plan of very many groups shows the maps that changed last, by name, and keeps what says the same", () => {
+  const entry = (index: number, atMs: number) => ({
+    group: `chat-${String(index).padStart(4, "0")}`,
+    incarnation: 1,
+    version: 0,
+    digest: "ab",
+    since: new Date(atMs).toISOString(),
+  });
+  const before = Array.from({ length: EXPERT_MAPS_MAX }, (_, index) => entry(index, 1_000 * index));
+  const same = { ...entry(7, 900_000_000) };
+  const next = { ...entry(9, 900_000_000), version: 1 };
+  const fresh = entry(EXPERT_MAPS_MAX, 900_000_000);
+  const merged = mergedMaps(before, new Map([same, next, fresh].map((each) => [each.group, each])), () => true);
+  expect(merged).toEqual([...before.slice(1, 9), next, ...before.slice(10), fresh]);
+  expect(mergedMaps(merged, new Map(), (group) => group === fresh.group)).toEqual([fresh]);
+});
+
 test("what fails is said, and nobody switches", async () => {
   const bed = await Bed.begin(MEASURED);
   await bed.moved(0);
@@ -234,7 +321,7 @@ test("what fails is said, and nobody switches", async () => {
     { type: "Warning", reason: "ExpertsStay", note: "experts stay where they are: file 3: is 10 bytes long" },
   ]);
   expect(bed.metrics.total("muster_expert_moves_total", { outcome: "failed" })).toBeGreaterThan(0);
-  expect(bed.plan.expertMap?.version).toBe(0);
+  expect(bed.map?.version).toBe(0);
   bed.engines.failing = undefined;
   bed.engines.serve(SKEWED);
   await bed.moved(1);
@@ -250,17 +337,13 @@ test.each([
   const bed = await Bed.begin(spec);
   await bed.time.runFor(4 * LOOK_MS);
   expect(bed.engines.asked).toEqual([]);
-  expect(bed.plan.expertMap).toBeUndefined();
+  expect(bed.plan.expertMaps).toBeUndefined();
 });
 
 test("balancing that is switched off and on again while it serves is followed", async () => {
   const bed = await Bed.begin({ ...MEASURED, experts: { balancing: "measured" } });
   await bed.time.runTill(() => bed.engines.asked.length > 0, "it is asked");
-  const edit = async (balancing: string) => {
-    const [object] = bed.server.objects(modelDeployments);
-    if (object === undefined) throw new Error("no deployment");
-    await bed.server.replace(modelDeployments, { ...object, spec: { ...MEASURED, experts: { balancing } } }, never);
-  };
+  const edit = (balancing: string) => bed.edit({ ...MEASURED, experts: { balancing } });
   await edit("none");
   await bed.time.runFor(LOOK_MS);
   const asked = bed.engines.asked.length;

@@ -106,3 +106,19 @@ test("tokens per second are over the last ten seconds; what is old says nothing;
   expect(talk.board.numbersOf(GROUP, 1n)?.tokensPerSecond).toBeUndefined();
   expect(talk.board.voices()).toEqual([]);
 });
+
+test("a rate is over ten whole seconds: tokens, what steps give without guesses, and sequences at once on average", () => {
+  const talk = new Talk();
+  const rate = () => talk.board.rateOf(GROUP, 1n);
+  for (let second = 0; second <= 20; second++) {
+    const running = second < 10 ? 0 : 4;
+    talk.say({ stats: { tokensGenerated: BigInt(30 * second), accepted: BigInt(10 * second), running } });
+    if (second < 10) expect(rate()).toBeUndefined();
+    if (second === 10) expect(rate()?.concurrency).toBeCloseTo(0.2);
+    talk.later(1_000);
+  }
+  expect(rate()).toEqual({ tokensPerSecond: 30, plainPerSecond: 20, concurrency: 4 });
+  expect(talk.board.rateOf(GROUP, 2n)).toBeUndefined();
+  talk.later(20_000);
+  expect(rate()).toBeUndefined();
+});

@@ -4,6 +4,7 @@ import { beforeAll, expect, onTestFinished, test } from "vitest";
 import { parseModelDeployment, parseReplicaGroup, parseShardPlan } from "../../../controller/api/parse.ts";
 import { fieldsOf } from "../../../controller/kube/fields.ts";
 import { groupsPart } from "../../../controller/kube/groups-part.ts";
+import { LoadSamples } from "../../../controller/kube/load-samples.ts";
 import { measuredPart } from "../../../controller/kube/plan-measured.ts";
 import { ReportsBoard } from "../../../controller/kube/reports-board.ts";
 import { modelDeployments, nodes, replicaGroups, shardPlans } from "../../../controller/kube/resources.ts";
@@ -12,7 +13,7 @@ import { parseTemplate } from "../../../controller/kube/worker-template.ts";
 import { readModel } from "../../../controller/model/model.ts";
 import { answerFor } from "../../../controller/reconcile/deployment/planning.ts";
 import type { ModelSpec } from "../../../proto/gen/muster/v1/plan.ts";
-import { GroupReport } from "../../../proto/gen/muster/v1/report.ts";
+import { GroupReport, ModelDemand } from "../../../proto/gen/muster/v1/report.ts";
 import { WorkerPhase } from "../../../proto/gen/muster/v1/worker.ts";
 import { SimApiServer } from "../../sim/api-server.ts";
 import { SimPods } from "../../sim/pods.ts";
@@ -46,6 +47,7 @@ class Bed {
   readonly writtenMs: number[] = [];
   /** What was heard: of the leader that leads. */
   board = new ReportsBoard(() => this.time.nowMs());
+  loads = new LoadSamples({ clock: this.time, board: this.board });
   #identities = 0;
 
   static async begin(count = 4): Promise<Bed> {
@@ -68,6 +70,9 @@ class Bed {
     this.#identities += 1;
     this.board = new ReportsBoard(() => this.time.nowMs());
     const { time: clock, random, board } = this;
+    const loads = new LoadSamples({ clock, board });
+    this.loads = loads;
+    void loads.run(stop.signal);
     const part = groupsPart({
       clock,
       random,
@@ -88,7 +93,7 @@ class Bed {
         workerImage: "worker@sha256:0",
         identity: `controller-${this.#identities}`,
         lease: { namespace: NS, name: "muster-controller" },
-        parts: [part, measuredPart({ board, clock, random })],
+        parts: [part, measuredPart({ board, loads, clock, random })],
       },
       stop.signal,
     );
@@ -149,8 +154,11 @@ test("tokens per second and the step come into status at most every 10 s; a chan
   await bed.serves(1);
   await bed.time.runFor(30_000);
   const from = bed.writtenMs.length;
+  const gateway = bed.loads.open();
   for (let second = 1; second <= 60; second++) {
     bed.say(BigInt(second), { tokens: second * 50 });
+    const asked = { namespace: NS, deployment: "chat", running: 1, arrivals: BigInt(second) };
+    gateway.hear([ModelDemand.fromPartial({ ...asked, ttftMs: second < 5 ? 9_000 : 80, itlMs: 20 + (second % 3) })]);
     await bed.time.runFor(1_000);
   }
   const written = bed.writtenMs.slice(from);
@@ -163,7 +171,14 @@ test("tokens per second and the step come into status at most every 10 s; a chan
   const parsed = parseModelDeployment(bed.server.objects(modelDeployments)[0]);
   expect(parsed.kind === "ok" && parsed.value.status).toMatchObject({ tokensPerSecond: 50, throughput: "50" });
   const [plan] = bed.server.objects(shardPlans);
-  const measured = { tokensPerSecond: 50, concurrency: 1, at: expect.any(String) };
+  const measured = {
+    tokensPerSecond: 50,
+    concurrency: 1,
+    ttftMs: 80,
+    itlMs: 22,
+    latencyConcurrency: 1,
+    at: expect.any(String),
+  };
   expect(parseShardPlan(plan)).toMatchObject({ kind: "ok", value: { status: { measured } } });
   const crashedMs = bed.time.nowMs();
   bed.sim.crash(bed.worker(1));

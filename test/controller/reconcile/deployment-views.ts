@@ -23,7 +23,7 @@ export function planSpec(change: Record<string, unknown> = {}) {
 }
 
 export function storedPlan(name: string, question = "", createdMs = NOW): StoredPlan {
-  return { name, question, createdMs, spec: planSpec(), calibration: undefined };
+  return { name, question, createdMs, spec: planSpec(), measured: {} };
 }
 
 export type GroupShape = {
