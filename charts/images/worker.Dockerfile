@@ -6,6 +6,7 @@
 #     --build-arg CUDA_DEVEL_IMAGE=nvidia/cuda@sha256:... --build-arg CUDA_RUNTIME_IMAGE=nvidia/cuda@sha256:... .
 #
 # NODE_IMAGE: npm, Node >= 20. The two CUDA images: one version and one distribution with apt, `devel` and `runtime`.
+# A builder that does not find the ignore file beside this one by itself (buildah 1.28 does not) is told it: --ignorefile.
 ARG NODE_IMAGE
 ARG CUDA_DEVEL_IMAGE
 ARG CUDA_RUNTIME_IMAGE
@@ -20,7 +21,8 @@ RUN PATH="/muster/node_modules/.bin:$PATH" \
  && buf generate && buf build proto -o proto/gen/image.binpb
 
 FROM packages AS pruned
-RUN npm prune --omit=dev --ignore-scripts --no-audit --no-fund
+RUN npm prune --omit=dev --ignore-scripts --no-audit --no-fund \
+ && rm -r node_modules/node-linux-*/include
 
 FROM ${CUDA_DEVEL_IMAGE} AS engine
 RUN apt-get update \
@@ -43,6 +45,9 @@ COPY controller controller
 COPY worker worker
 COPY test/models test/models
 COPY --chmod=755 charts/images/muster /usr/local/bin/muster
-RUN ln -s /muster/node_modules/node-linux-*/bin/node /usr/local/bin/node && muster --version
+# A name and a home that can be written: without, the commands for one machine (up, status, doctor) fail for this user.
+RUN ln -s /muster/node_modules/node-linux-*/bin/node /usr/local/bin/node \
+ && echo 'muster:x:65532:65532:muster:/tmp:/usr/sbin/nologin' >> /etc/passwd
 USER 65532:65532
+RUN muster --version && node -e 'require("/muster/native/build/muster.node")'
 ENTRYPOINT ["muster"]

@@ -40,8 +40,17 @@ describe.each(files)("%s", (name) => {
     expect(last.at(-1)).toEqual({ word: "ENTRYPOINT", rest: '["muster"]' });
   });
 
-  test("what is copied from the checkout is there and let through by the ignore file", () => {
+  test("that user has a name and a home that can be written, which `muster up` asks for", () => {
+    const [user = ""] = of(name, "USER");
+    const passwd = of(name, "RUN").filter((run) => run.endsWith(">> /etc/passwd"));
+    expect(passwd).toEqual([expect.stringContaining(`'muster:x:${user}:muster:/tmp:`)]);
+    const after = instructions(name).slice(instructions(name).findIndex(({ word }) => word === "USER"));
+    expect(after[1]).toEqual({ word: "RUN", rest: expect.stringMatching(/^muster --version/) }); // tried as that user
+  });
+
+  test("what is copied from the checkout is there and let through by the ignore file, and nothing else is", () => {
     const ignore = readFileSync(join(FOLDER, `${name}.dockerignore`), "utf8").split("\n");
+    const copied: string[] = [];
     for (const copy of of(name, "COPY").filter((rest) => !rest.includes("--from="))) {
       const sources = copy
         .split(" ")
@@ -51,7 +60,12 @@ describe.each(files)("%s", (name) => {
         expect(existsSync(join(ROOT, source)), `${name}: COPY ${source}`).toBe(true);
         expect(ignore, `${name}: COPY ${source}`).toContain(`!${source}`);
       }
+      copied.push(...sources);
     }
+    expect(ignore[0]).toBe("*");
+    expect(ignore.filter((line) => line.startsWith("!")).toSorted()).toEqual(
+      copied.map((path) => `!${path}`).toSorted(),
+    );
   });
 });
 
