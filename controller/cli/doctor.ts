@@ -34,6 +34,7 @@ function lineOf({ part, state, detail, remedy }: Finding): string {
 
 async function examine(): Promise<Finding[]> {
   const setup = "run: npm run setup";
+  const hasAddon = existsSync(join(ROOT, "native/build/muster.node"));
   const found = (part: string, isThere: boolean, detail: string, remedy: string): Finding => ({
     part,
     state: isThere ? "good" : "missing",
@@ -43,27 +44,30 @@ async function examine(): Promise<Finding[]> {
   return [
     found("system", process.platform === "linux", `linux ${process.arch}`, "Muster runs on Linux only"),
     found("node", true, process.version, ""),
-    compilerFinding(),
-    found("addon", existsSync(join(ROOT, "native/build/muster.node")), "native/build/muster.node", setup),
+    compilerFinding(hasAddon),
+    found("addon", hasAddon, "native/build/muster.node", setup),
     found("proto code", existsSync(join(ROOT, "proto/gen")), "proto/gen", setup),
     await deviceFinding(),
-    found(
-      "nats-server",
-      findNatsServer() !== undefined,
-      findNatsServer() ?? "",
-      `${setup} (only speculation needs it)`,
-    ),
+    natsFinding(setup),
     folderFinding(),
     diskFinding(),
     gpuFinding(),
   ];
 }
 
-function compilerFinding(): Finding {
+/** What is built already (an image) needs none. */
+function compilerFinding(isBuilt: boolean): Finding {
   const said = spawnSync("g++", ["--version"], { encoding: "utf8" });
-  const detail = said.stdout?.split("\n")[0] ?? "";
+  const detail = said.stdout?.split("\n")[0] || "not found";
   const remedy = "run: apt-get install g++ (needed to build native/)";
-  return { part: "C++ compiler", state: said.status === 0 ? "good" : "missing", detail: detail || "not found", remedy };
+  const state = said.status === 0 ? "good" : isBuilt ? "optional" : "missing";
+  return { part: "C++ compiler", state, detail, remedy };
+}
+
+function natsFinding(setup: string): Finding {
+  const path = findNatsServer();
+  const state = path === undefined ? "optional" : "good";
+  return { part: "nats-server", state, detail: path ?? "not found", remedy: `${setup} (only speculation needs it)` };
 }
 
 async function deviceFinding(): Promise<Finding> {

@@ -1,6 +1,6 @@
 // Where a local run keeps its sockets (gone with the run) and its logs (kept, the newest few).
 import { mkdirSync, mkdtempSync, readdirSync, rmSync, statSync } from "node:fs";
-import { homedir, tmpdir, userInfo } from "node:os";
+import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 
 const LOG_FOLDERS_KEPT = 10;
@@ -11,11 +11,13 @@ export type RunFolder = { path: string; control: string; logs: string };
 
 /** Folder that holds all runs of this user, mode 0700. */
 export function runsFolder(): string {
-  const own = join(tmpdir(), `muster-${userInfo().uid}`);
-  const folder = Buffer.byteLength(own) + 8 > FOLDER_BYTES_MAX ? `/tmp/muster-${userInfo().uid}` : own;
+  // Not userInfo(): in a container the user may have a number and no name.
+  const self = process.getuid?.();
+  const own = join(tmpdir(), `muster-${self}`);
+  const folder = Buffer.byteLength(own) + 8 > FOLDER_BYTES_MAX ? `/tmp/muster-${self}` : own;
   mkdirSync(folder, { recursive: true, mode: 0o700 });
   const { uid, mode } = statSync(folder);
-  if (uid !== userInfo().uid || (mode & 0o077) !== 0) {
+  if (uid !== self || (mode & 0o077) !== 0) {
     throw new Error(`${folder} belongs to somebody else or is open to others (mode ${(mode & 0o777).toString(8)})`);
   }
   return folder;
