@@ -5,6 +5,7 @@ import type { Logger } from "pino";
 import { FaultError, invalid } from "../../proto/fault.ts";
 import type { Trust } from "../../proto/trust.ts";
 import type { Broker } from "../api/mapping.ts";
+import type { KubeApi } from "../kube/client.ts";
 import { type Clock, systemClock } from "../kube/clock.ts";
 import type { HttpKubeApi } from "../kube/http-api.ts";
 import { InspectionsDoor } from "../kube/inspections.ts";
@@ -16,6 +17,7 @@ import { threadPlanner } from "../kube/plan-threads.ts";
 import type { WorkerTemplate } from "../kube/pods.ts";
 import { listenReports, Reports } from "../kube/reports.ts";
 import { ReportsBoard } from "../kube/reports-board.ts";
+import { type GangLimits, gangLimits } from "../kube/reservations.ts";
 import { type ControllerOptions, missingKinds, type Part, runController } from "../kube/run-controller.ts";
 import type { Because } from "../reconcile/world.ts";
 import { serveControllerHttp } from "./controller-http.ts";
@@ -31,6 +33,7 @@ export type Installation = {
   /** What leaders of groups report, and where to; undefined: this controller hears nobody. */
   reports: { board: ReportsBoard; address: string } | undefined;
   experts: { lookMs: number };
+  gangLimits: GangLimits;
   metrics: KubeMetrics;
   onBecause: (key: string, because: readonly Because[]) => void;
   onFailure: (key: string, detail: string) => void;
@@ -51,6 +54,8 @@ export type Flags = {
   tls?: boolean;
   http?: string;
   expertLookSeconds: number;
+  /** Seconds. */
+  gangTimeout: number;
   leaseSeconds: number;
 };
 
@@ -61,6 +66,8 @@ export type Base = {
   flags: Flags;
   template: WorkerTemplate;
   api: HttpKubeApi;
+  /** For the Lease alone: thousands of groups that start fill the line of `api`. */
+  leaseApi: KubeApi;
   metrics: KubeMetrics;
   log: Logger;
   /** Of the kubeconfig's context, or of this pod. */
@@ -122,7 +129,7 @@ function trustOf({ flags, api, template, log }: Base, namespace: string, signal:
 type Wired = { hearing: Hearing; trusted: Trusted; namespace: string; partsOf: PartsOf };
 
 function optionsOf(
-  { flags, api, metrics, log }: Base,
+  { flags, api, leaseApi, metrics, log }: Base,
   { hearing, trusted, namespace, partsOf }: Wired,
 ): ControllerOptions {
   const { board, loads, inspections, reports, address } = hearing;
@@ -135,10 +142,11 @@ function optionsOf(
     broker: trusted.broker,
     reports: address === undefined ? undefined : { board, address },
     experts: { lookMs: flags.expertLookSeconds * 1000 },
+    gangLimits: { ...gangLimits, wholeMs: flags.gangTimeout * 1000 },
     onBecause,
     onFailure: (key, detail) => log.warn({ key, detail }, "a group cannot be looked after"),
   });
-  const heard = address === undefined ? [] : [reports.part, measuredPart({ board, ...common })];
+  const heard = address === undefined ? [] : [reports.part, measuredPart({ board, loads, ...common })];
   const identity = `${os.hostname()}-${randomBytes(4).toString("hex")}`;
   return {
     ...common,
@@ -146,7 +154,7 @@ function optionsOf(
     planner: threadPlanner,
     workerImage: flags.workerImage,
     identity,
-    lease: { namespace, name: flags.leaseName, times: leaseTimesOf(flags.leaseSeconds * 1000) },
+    lease: { namespace, name: flags.leaseName, times: leaseTimesOf(flags.leaseSeconds * 1000), api: leaseApi },
     parts: [...trusted.parts, ...parts, ...heard],
     inspect:
       address === undefined ? undefined : { door: inspections, template: trusted.template, target: { to: address } },

@@ -10,6 +10,7 @@ import { Connections } from "../kube/connections.ts";
 import { kubeconfigCredentials } from "../kube/credentials.ts";
 import { HttpKubeApi } from "../kube/http-api.ts";
 import { KubeMetrics } from "../kube/metrics.ts";
+import { gangLimits } from "../kube/reservations.ts";
 import { readTemplate } from "../kube/worker-template.ts";
 import { type Base, type Flags, type PartsOf, runInstallation } from "./controller-run.ts";
 
@@ -17,6 +18,10 @@ const SECONDS_MAX = 86_400;
 /** Above what lives; by itself V8 lets it become several times as much where the machine has memory, and pods have limits. */
 const HEAP_GROWTH_PERCENT = 40;
 const LEASE_SECONDS_MIN = 3;
+/** A renewal, and the look that follows a conflict. */
+const LEASE_CALLS_MAX = 2;
+/** Below the least a watch that lags behind gives healthy gangs back; above the most GPUs idle half a shift for one lost pod. */
+const GANG_SECONDS = { least: 10, most: 3_600 };
 const EXIT = { failed: 1, invalid: 2 };
 
 /** `partsOf`: what runs beside it while it leads; given by whoever wires the program. */
@@ -29,6 +34,12 @@ export function controllerCommand(partsOf: PartsOf = () => []): Command {
     .option("--lease-namespace <name>", "where the Lease lies by which one leads; default: that of the context")
     .option("--lease-name <name>", "name of that Lease", "muster-controller")
     .option("--lease-seconds <n>", "after a leader that has died the next one waits so long", leaseSeconds, 15)
+    .option(
+      "--gang-timeout <seconds>",
+      "pods of a group that do not all have their nodes so long after the GPUs were reserved are deleted, the GPUs given back",
+      gangSeconds,
+      gangLimits.wholeMs / 1000,
+    )
     .requiredOption("--worker-image <image>", "image of the workers of new plans, by digest; stored plans keep theirs")
     .option("--worker-template <file>", "YAML: port, resources, service account, command... of every worker pod")
     .option(
@@ -69,8 +80,9 @@ async function serve(flags: Flags, partsOf: PartsOf): Promise<number> {
   const connections = new Connections(credentials);
   const metrics = new KubeMetrics();
   const api = new HttpKubeApi({ connections, metrics });
+  const leaseApi = new HttpKubeApi({ connections, metrics, limits: { callsMax: LEASE_CALLS_MAX } });
   const opened: Base["opened"] = [];
-  const base = { flags, template, api, metrics, log, namespaceOf: () => credentials.namespace(), opened };
+  const base = { flags, template, api, leaseApi, metrics, log, namespaceOf: () => credentials.namespace(), opened };
   const stop = new AbortController();
   const onSignal = () => stop.abort();
   process.on("SIGTERM", onSignal).on("SIGINT", onSignal);
@@ -103,4 +115,11 @@ function leaseSeconds(text: string): number {
   if (Number.isInteger(value) && value >= LEASE_SECONDS_MIN && value <= SECONDS_MAX) return value;
   const detail = `"${text}": write whole seconds, ${LEASE_SECONDS_MIN} to ${SECONDS_MAX}`;
   throw new FaultError(invalid("--lease-seconds", detail));
+}
+
+function gangSeconds(text: string): number {
+  const value = Number(text);
+  const { least, most } = GANG_SECONDS;
+  if (Number.isInteger(value) && value >= least && value <= most) return value;
+  throw new FaultError(invalid("--gang-timeout", `"${text}": write whole seconds, ${least} to ${most}`));
 }

@@ -82,8 +82,19 @@ export function wishOf(
   };
 }
 
+type Outline = WorkerIdentity["plan"];
+
+const outlines = new WeakMap<ShardPlanSpec, Outline>();
+
+/** Once for each plan: thousands of groups share one, and every look at a group asks for it several times. */
+function outlineOf(plan: ShardPlanSpec): Outline {
+  const known = outlines.get(plan) ?? outlined(plan);
+  outlines.set(plan, known);
+  return known;
+}
+
 /** Ranks by worker as shardsOf deals them, without what each holds. */
-function outlineOf({ cut, workers }: ShardPlanSpec): WorkerIdentity["plan"] {
+function outlined({ cut, workers }: ShardPlanSpec): Outline {
   const nothing = undefined;
   const ranges = {
     heads: nothing,

@@ -19,7 +19,9 @@ function isOurs({ metadata }: KubeObject): boolean {
 }
 
 /** Often half of an object, and nobody here reads it. */
-function withoutManagedFields(metadata: KubeObject["metadata"] & { managedFields?: unknown }): KubeObject["metadata"] {
+export function withoutManagedFields(
+  metadata: KubeObject["metadata"] & { managedFields?: unknown },
+): KubeObject["metadata"] {
   const { managedFields: _, ...rest } = metadata;
   return rest;
 }

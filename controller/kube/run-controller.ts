@@ -12,6 +12,7 @@ import { FencedApi } from "./fenced-api.ts";
 import { BESIDE_LABELS, type BesideStores } from "./group-beside.ts";
 import type { InspectTarget } from "./inspect-pod.ts";
 import { Inspections, type InspectionsDoor } from "./inspections.ts";
+import { keptNode } from "./kept-node.ts";
 import { keptPod } from "./kept-pod.ts";
 import { LeaderElector, type LeaseTimes, type Term } from "./lease.ts";
 import type { KubeMetrics } from "./metrics.ts";
@@ -57,7 +58,8 @@ export type ControllerOptions = Pick<
   planner: Planner;
   /** Owners of this namespace alone; undefined: of all. Nodes and pods are those of the whole cluster. */
   namespace?: string;
-  lease: { namespace: string; name: string; times?: LeaseTimes };
+  /** `api`: a line of its own, so that no renewal waits behind other calls until the term is over; default: the same. */
+  lease: { namespace: string; name: string; times?: LeaseTimes; api?: KubeApi };
   /** Of this process and no other, ever. */
   identity: string;
   /** Sends pods to sources that only they can reach, and takes in what they find; undefined: such sources are refused. */
@@ -163,7 +165,7 @@ function storesOf(has: { slices: boolean; podGroups: boolean }): Stores {
     pools: new Store(),
     plans: new Store(),
     groups: new Store(),
-    nodes: new Store(),
+    nodes: new Store({ keep: keptNode }),
     pods: new Store({ keep: keptPod }),
     slices: has.slices ? new Store() : undefined,
     services: new Store(),

@@ -16,6 +16,9 @@ const { signal } = new AbortController();
 const RESOURCES = Object.values(kinds).filter((kind) => typeof kind !== "string");
 const MODULE = new URL("../../../controller/cli/controller.ts", import.meta.url).href;
 const SCRIPT = `const { controllerCommand } = await import(${JSON.stringify(MODULE)}); await controllerCommand().parseAsync();`;
+const KINDS = new URL("../../../controller/kube/resources.ts", import.meta.url).href;
+/** More than a controller has under way at a time. */
+const CALLS_HELD = 64;
 const GPU_NODE = {
   apiVersion: "v1",
   kind: "Node",
@@ -31,9 +34,13 @@ afterEach(async () => {
   for (const clean of cleanups.splice(0).toReversed()) await clean();
 });
 
-async function begin(resources: readonly (typeof RESOURCES)[number][], flags: readonly string[] = []) {
+async function begin(
+  resources: readonly (typeof RESOURCES)[number][],
+  flags: readonly string[] = [],
+  { script = SCRIPT, intercept = () => false }: { script?: string; intercept?: (url: string) => boolean } = {},
+) {
   const api = new SimApiServer(realTime);
-  const http = await SimHttpServer.listen(api, { resources });
+  const http = await SimHttpServer.listen(api, { resources, intercept: ({ url = "" }) => intercept(url) });
   cleanups.push(() => http.close());
   const folder = await mkdtemp(join(tmpdir(), "muster-controller-"));
   cleanups.push(() => rm(folder, { recursive: true, force: true }));
@@ -50,7 +57,7 @@ async function begin(resources: readonly (typeof RESOURCES)[number][], flags: re
   const args = [
     "--input-type=module",
     "-e",
-    SCRIPT,
+    script,
     "--",
     "--kubeconfig",
     kubeconfig,
@@ -136,9 +143,51 @@ test("a source that is not there is the cause, with its field, and a cluster wit
   expect(stderr).toContain("the cluster does not serve ModelDeployment (muster.dev/v1alpha1)");
 });
 
+test("leads on while its own calls fill the line and are not answered: the Lease has another", async () => {
+  let held = 0;
+  const script = `const { controllerCommand } = await import(${JSON.stringify(MODULE)});
+    const { configMaps } = await import(${JSON.stringify(KINDS)});
+    await controllerCommand(() => [async ({ api, term: { signal } }) => {
+      const calls = Array.from({ length: ${CALLS_HELD} }, (_, at) => api.get(configMaps, "c" + at, "serving", signal));
+      await Promise.allSettled(calls);
+    }]).parseAsync();`;
+  const intercept = (url: string) => {
+    const isHeld = url.includes("/configmaps/");
+    if (isHeld) held += 1;
+    return isHeld;
+  };
+  const { api, child } = await begin(RESOURCES, ["--lease-seconds", "3"], { script, intercept });
+  let said = "";
+  child.stderr?.on("data", (chunk: Buffer) => {
+    said += chunk;
+  });
+  const renewals = new Set<string>();
+  api.onChange(({ resource, after }) => {
+    if (resource.plural === "leases" && held > 0) renewals.add(after?.metadata.resourceVersion ?? "");
+  });
+  // Without a renewal a term ends after 2 s; they are 0.4 s apart.
+  await till(() => (renewals.size >= 12 || said.includes("leads no more") ? true : undefined));
+  expect(said).toContain('"isLeading":true');
+  expect(said).not.toContain("leads no more");
+  expect(held).toBeLessThan(CALLS_HELD); // the line is full
+});
+
 test("a lease that any pause would end is refused", async () => {
   const { child } = await begin(RESOURCES, ["--lease-seconds", "2"]);
   const { code, stderr } = await endOf(child);
   expect(code).not.toBe(0);
   expect(stderr).toContain('--lease-seconds: "2": write whole seconds, 3 to 86400');
+});
+
+test("T of a gang is a flag: what is out of bounds is refused, what is not reaches those who keep the ledger", async () => {
+  const { child: refused } = await begin(RESOURCES, ["--gang-timeout", "5"]);
+  const { code, stderr } = await endOf(refused);
+  expect(code).not.toBe(0);
+  expect(stderr).toContain('--gang-timeout: "5": write whole seconds, 10 to 3600');
+  const telling = SCRIPT.replace(
+    "controllerCommand()",
+    "controllerCommand(({ gangLimits }) => { process.stderr.write('T is ' + gangLimits.wholeMs + ' ms'); process.exit(); })",
+  );
+  const { child: taken } = await begin(RESOURCES, ["--gang-timeout", "45"], { script: telling });
+  expect((await endOf(taken)).stderr).toContain("T is 45000 ms");
 });
