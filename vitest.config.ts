@@ -2,6 +2,7 @@ import { configDefaults, defineConfig } from "vitest/config";
 
 /** Against a real Kubernetes control plane: minutes of Go compiling, root and namespaces. test/run.mjs runs them after the others. */
 const CLUSTER = [
+  "test/bench/cluster-world.test.ts",
   "test/cluster/controlplane.test.ts",
   "test/cluster/kubelet.test.ts",
   "test/cluster/kubelet/**/*.test.ts",

@@ -24,7 +24,8 @@ const STOP_GRACE_MS = 5_000;
 const TOOL_TIMEOUT_MS = 120_000;
 const TOOL_OUTPUT_BYTES_MAX = 32 * 1024 * 1024;
 
-export type Part = "etcd" | "kube-apiserver" | "kube-controller-manager" | "kube-scheduler";
+type Follower = "kube-controller-manager" | "kube-scheduler";
+export type Part = "etcd" | "kube-apiserver" | Follower;
 export type Output = { code: number; stdout: string; stderr: string };
 export type Wanted = {
   /** An empty folder for everything that is written; removed at stop. */
@@ -34,6 +35,11 @@ export type Wanted = {
   nodeGraceSeconds?: number;
   /** Each pod has a network of its own, and its connections its address; default: all share the space's. */
   podNetworks?: boolean;
+  /**
+   * Which parts follow the API server; default: both. Without the controller manager nobody makes service accounts, takes the
+   * taint off new nodes, evicts pods of silent ones or collects garbage.
+   */
+  followers?: readonly Follower[];
 };
 
 export class ControlPlane {
@@ -158,10 +164,14 @@ export class ControlPlane {
 
   /** Pods of a namespace are refused until its default service account exists. */
   async #settled(): Promise<void> {
+    const { followers = FOLLOWERS } = this.#wanted;
     await until(
       async () => {
-        const missing = PARTS.find((part) => !this.processes.isRunning(part));
+        const missing = (["etcd", "kube-apiserver", ...followers] as const).find(
+          (part) => !this.processes.isRunning(part),
+        );
         if (missing) throw new Error(lastWords(this.#parts(), missing));
+        if (!followers.includes("kube-controller-manager")) return true;
         return (await this.api.find("/api/v1/namespaces/default/serviceaccounts/default")) !== undefined;
       },
       "the service account `default` exists",
@@ -188,7 +198,8 @@ export async function startControlPlane(wanted: Wanted): Promise<ControlPlane> {
   return await ControlPlane.start(wanted);
 }
 
-const PARTS: readonly Part[] = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"];
+const FOLLOWERS: readonly Follower[] = ["kube-controller-manager", "kube-scheduler"];
+const PARTS: readonly Part[] = ["etcd", "kube-apiserver", ...FOLLOWERS];
 type Parts = { binary: string; space: NetworkSpace; processes: Guarded; wanted: Wanted };
 type Tokens = { admin: string; "kube-controller-manager": string; "kube-scheduler": string };
 
@@ -285,7 +296,7 @@ async function startApiServer(parts: Parts): Promise<void> {
 }
 
 function startFollowers(parts: Parts, tokens: Tokens): void {
-  const { dir, featureGates = {}, nodeGraceSeconds = 8 } = parts.wanted;
+  const { dir, featureGates = {}, nodeGraceSeconds = 8, followers = FOLLOWERS } = parts.wanted;
   const gates = Object.entries(featureGates).map(([name, on]) => `${name}=${on}`);
   const common = [
     "--leader-elect=false",
@@ -294,7 +305,7 @@ function startFollowers(parts: Parts, tokens: Tokens): void {
     "--secure-port=0", // serves nothing: what it does is seen through the API server
     ...(gates.length > 0 ? [`--feature-gates=${gates.join(",")}`] : []),
   ];
-  for (const part of ["kube-controller-manager", "kube-scheduler"] as const) {
+  for (const part of followers) {
     const file = join(dir, `${part}.kubeconfig`);
     writeFileSync(file, kubeconfig(`https://127.0.0.1:${API_PORT}`, dir, tokens[part]), { mode: 0o600 });
     const own =

@@ -21,12 +21,12 @@ type Start = {
 };
 
 /** Makes the chart's custom resource definitions; resolves when all of their kinds are served. */
-export async function installCrds(bed: Bed): Promise<void> {
+export async function installCrds({ plane }: Pick<Bed, "plane">): Promise<void> {
   for (const file of readdirSync(CRDS)) {
     const body = parse(readFileSync(join(CRDS, file), "utf8"));
-    await bed.make("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", body);
+    await plane.api.ask({ method: "POST", path: "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", body });
   }
-  for (const kind of KINDS) await bed.plane.serves(`/apis/muster.dev/v1alpha1/namespaces/default/${kind}`);
+  for (const kind of KINDS) await plane.serves(`/apis/muster.dev/v1alpha1/namespaces/default/${kind}`);
 }
 
 /** Starts a controller inside the space, where pods are reached by their addresses; `flags` add to and replace the defaults. */
