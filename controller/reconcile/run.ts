@@ -3,8 +3,8 @@
 //
 //   L1  a world that cannot be read changes nothing: no action, the last status stands (R8), and is marked after a while.
 //   L2  an action that fails ends the pass; the next one looks again before it acts.
-//   L3  the status is told after the actions, once for each change. What follows from a record that is not written yet is not
-//       so yet: it is told when it is; after a while the trouble is.
+//   L3  the status is told after the actions, once for each change. An incarnation whose record is not written yet is not there
+//       yet: it is told when it is; after a while the trouble is.
 //   L4  listening for changes begins before looking: what changes during a pass is not slept over.
 //   L5  passes are at least PASS_GAP_MS apart: an action that fails without throwing makes no storm, bursts become one look.
 import type { Action, Cluster } from "./cluster.ts";
@@ -105,8 +105,9 @@ export class Reconciler {
         break;
       }
     }
-    if (failed !== "record") this.#tell(decision.status);
-    else this.#tellUnwritten();
+    const isAhead = failed === "record" && decision.status.incarnation > world.seen.record.incarnation;
+    if (isAhead) this.#tellUnwritten();
+    else this.#tell(decision.status);
     if (failed !== undefined) {
       this.#failedPasses += 1;
       return clock.nowMs() + this.#retryMs();
