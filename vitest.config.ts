@@ -6,7 +6,7 @@ const CLUSTER = [
   "test/cluster/controlplane.test.ts",
   "test/cluster/kubelet.test.ts",
   "test/cluster/kubelet/**/*.test.ts",
-  "test/controller/kube/real-server.test.ts",
+  "test/controller/kube/api/real-server.test.ts",
 ];
 const isCluster = process.env.MUSTER_TEST_CLUSTER === "1";
 

@@ -1,8 +1,8 @@
 // What kubelet and Prometheus ask of a controller: GET /healthz, /readyz, /metrics. Owns the socket and its bounds. Ready says
 // that the process is up and what others need of it before anything else is there; it waits for no lease, NATS or gateway.
 import { createServer, type Server } from "node:http";
-import type { KubeMetrics } from "../kube/metrics.ts";
-import { METRICS_TYPE, metricsText } from "../kube/metrics-text.ts";
+import type { KubeMetrics } from "../kube/metrics/metrics.ts";
+import { METRICS_TYPE, metricsText } from "../kube/metrics/metrics-text.ts";
 
 /** Probes and scrapers come one by one. */
 const CONNECTIONS_MAX = 64;

@@ -84,11 +84,11 @@ async function sourceOf(flags: Flags): Promise<Source> {
   // Only here: a local gateway does without the libraries of a cluster.
   const [{ Connections }, { kubeconfigCredentials }, { HttpKubeApi }, { systemClock }, { ServedModels }] =
     await Promise.all([
-      import("../kube/connections.ts"),
-      import("../kube/credentials.ts"),
-      import("../kube/http-api.ts"),
-      import("../kube/clock.ts"),
-      import("../kube/served-models.ts"),
+      import("../kube/api/connections.ts"),
+      import("../kube/api/credentials.ts"),
+      import("../kube/api/http-api.ts"),
+      import("../kube/api/clock.ts"),
+      import("../kube/served/served-models.ts"),
     ]);
   const path = kubeconfig === undefined ? {} : { path: kubeconfig };
   const connections = new Connections(

@@ -42,7 +42,7 @@ const COMMANDS: Record<string, { summary: string; load: () => Promise<Command> }
     load: async () => {
       const [{ controllerCommand }, { groupsPart }] = await Promise.all([
         import("./controller.ts"),
-        import("../kube/groups-part.ts"),
+        import("../kube/groups/groups-part.ts"),
       ]);
       return controllerCommand((installation) => [groupsPart(installation)]);
     },

@@ -1,14 +1,14 @@
 // `muster plan -f`: what the controller of a cluster would do with these owners, one after the other, each on what the ones
 // before it leave. Reads the cluster once and writes nothing. Owns the connection and the order; what would be done is
-// controller/kube/what-if.ts, how it is printed plan-text.ts.
+// controller/kube/what-if/what-if.ts, how it is printed plan-text.ts.
 import { FaultError, invalid } from "../../proto/fault.ts";
-import { Connections } from "../kube/connections.ts";
-import { kubeconfigCredentials } from "../kube/credentials.ts";
-import { HttpKubeApi } from "../kube/http-api.ts";
-import { foresee } from "../kube/what-if.ts";
-import { applyChange, type Change, parseChange } from "../kube/what-if-changes.ts";
-import { readSnapshot } from "../kube/what-if-snapshot.ts";
-import { type Seat, Stage } from "../kube/what-if-stage.ts";
+import { Connections } from "../kube/api/connections.ts";
+import { kubeconfigCredentials } from "../kube/api/credentials.ts";
+import { HttpKubeApi } from "../kube/api/http-api.ts";
+import { foresee } from "../kube/what-if/what-if.ts";
+import { applyChange, type Change, parseChange } from "../kube/what-if/what-if-changes.ts";
+import { readSnapshot } from "../kube/what-if/what-if-snapshot.ts";
+import { type Seat, Stage } from "../kube/what-if/what-if-stage.ts";
 import { planQuestion } from "../reconcile/deployment/planning.ts";
 import { readOwners } from "./plan-file.ts";
 import { type Elsewhere, type Foresight, foresightJson, foresightText } from "./plan-text.ts";

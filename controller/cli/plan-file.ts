@@ -5,7 +5,7 @@ import { parseAllDocuments } from "yaml";
 import { FaultError, invalid } from "../../proto/fault.ts";
 import { API_VERSION } from "../api/meta.ts";
 import { type Parsed, parseDraftPool, parseModelDeployment } from "../api/parse.ts";
-import type { KubeObject } from "../kube/client.ts";
+import type { KubeObject } from "../kube/api/client.ts";
 
 const FILE_BYTES_MAX = 1024 * 1024;
 const DOCUMENTS_MAX = 64;

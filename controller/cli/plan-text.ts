@@ -1,9 +1,9 @@
 // What `muster plan -f` prints, for people and as JSON. Pure. Tables and ledgers are those of controller/plan/print.ts; this
 // adds where the replicas go.
 import type { ShardPlanSpec } from "../api/shard-plan.ts";
-import type { KubeObject } from "../kube/client.ts";
-import type { Foreseen } from "../kube/what-if.ts";
-import type { Placed } from "../kube/what-if-stage.ts";
+import type { KubeObject } from "../kube/api/client.ts";
+import type { Foreseen } from "../kube/what-if/what-if.ts";
+import type { Placed } from "../kube/what-if/what-if-stage.ts";
 import { gigabytes } from "../plan/candidate.ts";
 import { planJson, planText } from "../plan/print.ts";
 import { tokensText } from "../plan/remedy.ts";

@@ -3,26 +3,26 @@
 //
 //   T1  every write of a term goes through its fence; a term begins with fresh lists, so nothing decided in another is acted on.
 //   T2  a part that breaks ends the term: half a controller is worse than another one's turn.
-import { apiVersionOf, type KubeApi, KubeError, type KubeObject, type Resource, type Selection } from "./client.ts";
-import type { Clock } from "./clock.ts";
-import { ClusterView } from "./cluster-view.ts";
-import { Deployments, type DeploymentsOptions } from "./deployments.ts";
-import { EventRecorder } from "./events.ts";
-import { FencedApi } from "./fenced-api.ts";
-import { BESIDE_LABELS, type BesideStores } from "./group-beside.ts";
-import type { InspectTarget } from "./inspect-pod.ts";
-import { Inspections, type InspectionsDoor } from "./inspections.ts";
-import { keptNode } from "./kept-node.ts";
-import { keptPod } from "./kept-pod.ts";
-import { LeaderElector, type LeaseTimes, type Term } from "./lease.ts";
-import type { KubeMetrics } from "./metrics.ts";
-import type { Planner } from "./plan-desk.ts";
-import type { WorkerTemplate } from "./pods.ts";
-import { backoffMs } from "./rate-limit.ts";
-import { Reflector } from "./reflector.ts";
-import * as kinds from "./resources.ts";
-import { SourceLooks } from "./source-looks.ts";
-import { Store } from "./store.ts";
+import { apiVersionOf, type KubeApi, KubeError, type KubeObject, type Resource, type Selection } from "./api/client.ts";
+import type { Clock } from "./api/clock.ts";
+import { backoffMs } from "./api/rate-limit.ts";
+import * as kinds from "./api/resources.ts";
+import { BESIDE_LABELS, type BesideStores } from "./groups/group-beside.ts";
+import type { WorkerTemplate } from "./groups/pods.ts";
+import { ClusterView } from "./inventory/cluster-view.ts";
+import { FencedApi } from "./lease/fenced-api.ts";
+import { LeaderElector, type LeaseTimes, type Term } from "./lease/lease.ts";
+import type { KubeMetrics } from "./metrics/metrics.ts";
+import { Deployments, type DeploymentsOptions } from "./owners/deployments.ts";
+import type { Planner } from "./owners/plan-desk.ts";
+import type { InspectTarget } from "./sources/inspect-pod.ts";
+import { Inspections, type InspectionsDoor } from "./sources/inspections.ts";
+import { SourceLooks } from "./sources/source-looks.ts";
+import { EventRecorder } from "./status/events.ts";
+import { keptNode } from "./watch/kept-node.ts";
+import { keptPod } from "./watch/kept-pod.ts";
+import { Reflector } from "./watch/reflector.ts";
+import { Store } from "./watch/store.ts";
 
 export type Stores = {
   deployments: Store;

@@ -1,7 +1,7 @@
 // What a large cluster is full of, for the bench: nodes with GPUs and pods of others. Objects are as large as real ones: what a
 // controller keeps of them is a part of the question. Owns the shapes alone; who writes them where is cluster-world.ts and
 // cluster-real.ts.
-import type { KubeObject } from "../../controller/kube/client.ts";
+import type { KubeObject } from "../../controller/kube/api/client.ts";
 
 export const NS = "serving";
 export const GPUS_EACH = 8;

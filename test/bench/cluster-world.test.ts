@@ -1,10 +1,10 @@
 // Both worlds of the bench are what it takes them for: full, read back whole, and pods with a seat are bound to it and counted.
 import { afterAll, describe, expect, test } from "vitest";
 import { LABELS } from "../../controller/api/meta.ts";
-import type { KubeObject, Resource } from "../../controller/kube/client.ts";
-import { nodeFacts } from "../../controller/kube/node-facts.ts";
-import { podFacts } from "../../controller/kube/pod-facts.ts";
-import { nodes, pods } from "../../controller/kube/resources.ts";
+import type { KubeObject, Resource } from "../../controller/kube/api/client.ts";
+import { nodes, pods } from "../../controller/kube/api/resources.ts";
+import { nodeFacts } from "../../controller/kube/inventory/node-facts.ts";
+import { podFacts } from "../../controller/kube/inventory/pod-facts.ts";
 import { whyNoControlPlane } from "../cluster/controlplane/binary.ts";
 import { BED_TIMEOUT_MS } from "../cluster/kubelet/bed.ts";
 import { until } from "../until.ts";

@@ -3,9 +3,9 @@
 import { mkdtempSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { KubeObject, Resource } from "../../controller/kube/client.ts";
-import { podFacts } from "../../controller/kube/pod-facts.ts";
-import * as known from "../../controller/kube/resources.ts";
+import type { KubeObject, Resource } from "../../controller/kube/api/client.ts";
+import * as known from "../../controller/kube/api/resources.ts";
+import { podFacts } from "../../controller/kube/inventory/pod-facts.ts";
 import { SimApiServer } from "../sim/api-server.ts";
 import { SimHttpServer } from "../sim/http-server.ts";
 import { seatOf } from "../sim/scheduling.ts";

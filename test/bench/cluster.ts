@@ -23,16 +23,16 @@ import { createServer } from "node:net";
 import { cpus, loadavg } from "node:os";
 import { dirname, join } from "node:path";
 import { parseArgs } from "node:util";
-import { type GangPod, gangKey, gangPod } from "../../controller/kube/gang-pods.ts";
-import { nodeFacts } from "../../controller/kube/node-facts.ts";
-import { podFacts } from "../../controller/kube/pod-facts.ts";
 import {
   modelDeployments,
   nodes as nodeKind,
   pods as podKind,
   replicaGroups,
   shardPlans,
-} from "../../controller/kube/resources.ts";
+} from "../../controller/kube/api/resources.ts";
+import { type GangPod, gangKey, gangPod } from "../../controller/kube/gangs/gang-pods.ts";
+import { nodeFacts } from "../../controller/kube/inventory/node-facts.ts";
+import { podFacts } from "../../controller/kube/inventory/pod-facts.ts";
 import { GPUS_EACH, NS } from "./cluster-objects.ts";
 import { behemothOnAll } from "./cluster-plan.ts";
 import { RealWorld } from "./cluster-real.ts";

@@ -5,7 +5,7 @@ import { expect, test } from "vitest";
 import { parse } from "yaml";
 import { z } from "zod";
 import { controllerCommand } from "../../controller/cli/controller.ts";
-import { gangLimits } from "../../controller/kube/reservations.ts";
+import { gangLimits } from "../../controller/kube/gangs/reservations.ts";
 
 const CHART = join(import.meta.dirname, "../../charts/muster");
 const file = (name: string) => readFileSync(join(CHART, name), "utf8");

@@ -7,7 +7,7 @@ import { expect, test } from "vitest";
 import { parse } from "yaml";
 import { z } from "zod";
 import { GatewayMetrics } from "../../controller/gateway/metrics.ts";
-import { METRICS } from "../../controller/kube/metrics.ts";
+import { METRICS } from "../../controller/kube/metrics/metrics.ts";
 import { WorkerStats } from "../../proto/gen/muster/v1/worker.ts";
 
 const FILES = join(import.meta.dirname, "../../charts/muster/files");

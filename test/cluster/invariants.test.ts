@@ -2,8 +2,8 @@
 // goes well breaks none.
 import { describe, expect, test } from "vitest";
 import { LABELS } from "../../controller/api/meta.ts";
-import type { KubeObject } from "../../controller/kube/client.ts";
-import { GANG_GATE, RESERVED_AT, SEATS } from "../../controller/kube/gang-pods.ts";
+import type { KubeObject } from "../../controller/kube/api/client.ts";
+import { GANG_GATE, RESERVED_AT, SEATS } from "../../controller/kube/gangs/gang-pods.ts";
 import { Invariants, type Seen, type Watched } from "./kubelet/invariants.ts";
 
 const BOUNDS = { servingMs: 1_000, staleMs: 5_000, halfMs: 10_000, overdrawnMs: 0 };

@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
-import { isConflict, KubeError } from "../../controller/kube/client.ts";
-import { configMaps, leases, modelDeployments, nodes, pods } from "../../controller/kube/resources.ts";
-import { isRecord } from "../../controller/kube/wire.ts";
+import { isConflict, KubeError } from "../../controller/kube/api/client.ts";
+import { configMaps, leases, modelDeployments, nodes, pods } from "../../controller/kube/api/resources.ts";
+import { isRecord } from "../../controller/kube/api/wire.ts";
 import type { SimApiServer } from "./api-server.ts";
 import { begin, deploymentOf, failureOf, mapOf, NS, podOf, signal } from "./beds.ts";
 

@@ -20,8 +20,8 @@ import {
   type WatchLine,
   type WatchOptions,
   type WriteOptions,
-} from "../../controller/kube/client.ts";
-import { objectOf } from "../../controller/kube/wire.ts";
+} from "../../controller/kube/api/client.ts";
+import { objectOf } from "../../controller/kube/api/wire.ts";
 import type { FieldOwners } from "./field-owners.ts";
 import { defaultKinds, type KindRules } from "./kinds.ts";
 import { type Change, ObjectLog } from "./object-log.ts";

@@ -1,5 +1,5 @@
 // What the tests of the simulated API server share: a server, objects, failures.
-import { KubeError, type KubeObject } from "../../controller/kube/client.ts";
+import { KubeError, type KubeObject } from "../../controller/kube/api/client.ts";
 import { SimApiServer } from "./api-server.ts";
 import { VirtualClock } from "./virtual-clock.ts";
 

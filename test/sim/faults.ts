@@ -14,7 +14,7 @@ import {
   type WatchLine,
   type WatchOptions,
   type WriteOptions,
-} from "../../controller/kube/client.ts";
+} from "../../controller/kube/api/client.ts";
 import type { VirtualTime } from "./virtual-time.ts";
 
 /** Chances are for each call or each line; latencies are drawn evenly from [least, most]. */

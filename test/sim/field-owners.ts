@@ -7,8 +7,8 @@
 //
 // Lists are one value each, except those of LIST_KEYS (by the key of their items) and SETS (by value). The real server
 // takes that from each kind's schema; here the name of the field decides.
-import { KubeError } from "../../controller/kube/client.ts";
-import { isRecord } from "../../controller/kube/wire.ts";
+import { KubeError } from "../../controller/kube/api/client.ts";
+import { isRecord } from "../../controller/kube/api/wire.ts";
 import { isEqual } from "./patches.ts";
 
 const LIST_KEYS: Readonly<Record<string, string>> = {

@@ -2,7 +2,7 @@
 //
 //   G1  an object goes when it names owners and none of them is there (in its namespace, or cluster-wide).
 //   G2  an owner deleted in the foreground stays until its blocking dependents have gone.
-import { type KubeObject, keyOf, type Resource } from "../../controller/kube/client.ts";
+import { type KubeObject, keyOf, type Resource } from "../../controller/kube/api/client.ts";
 import type { Change } from "./object-log.ts";
 import type { VirtualTime } from "./virtual-time.ts";
 

@@ -11,8 +11,8 @@ import {
   type PatchOptions,
   type Resource,
   type WatchLine,
-} from "../../controller/kube/client.ts";
-import { isRecord, objectOf } from "../../controller/kube/wire.ts";
+} from "../../controller/kube/api/client.ts";
+import { isRecord, objectOf } from "../../controller/kube/api/wire.ts";
 
 export type HttpServerOptions = {
   /** Kinds that have a URL. */

@@ -1,9 +1,9 @@
 // What the simulated API server does differently for each kind: which have a status of their own, whose spec may change,
 // what a new one is given. Owns no storage.
-import type { KubeObject, Resource } from "../../controller/kube/client.ts";
-import { KubeError } from "../../controller/kube/client.ts";
-import * as known from "../../controller/kube/resources.ts";
-import { isRecord } from "../../controller/kube/wire.ts";
+import type { KubeObject, Resource } from "../../controller/kube/api/client.ts";
+import { KubeError } from "../../controller/kube/api/client.ts";
+import * as known from "../../controller/kube/api/resources.ts";
+import { isRecord } from "../../controller/kube/api/wire.ts";
 import { isEqual } from "./patches.ts";
 
 export type KindRules = {

@@ -3,7 +3,7 @@
 //   O1  versions grow by one with each change, over all kinds.
 //   O2  an object is frozen when it is stored: who is handed it cannot change what others see.
 //   O3  what is older than the compacted version cannot be read or watched from any more.
-import { type KubeObject, keyOf, type Resource } from "../../controller/kube/client.ts";
+import { type KubeObject, keyOf, type Resource } from "../../controller/kube/api/client.ts";
 
 export type Change = {
   version: number;

@@ -8,8 +8,8 @@ import {
   type Resource,
   titleOf,
   type WriteOptions,
-} from "../../controller/kube/client.ts";
-import { objectOf } from "../../controller/kube/wire.ts";
+} from "../../controller/kube/api/client.ts";
+import { objectOf } from "../../controller/kube/api/wire.ts";
 import { applyFields, type FieldOwners, fieldsOf, ownersAfterWrite } from "./field-owners.ts";
 import { FOREGROUND, Garbage, ORPHAN, type Reference } from "./garbage.ts";
 import { checkShape, type KindRules } from "./kinds.ts";

@@ -1,6 +1,6 @@
 // JSON patch (RFC 6902) and JSON merge patch (RFC 7386) on plain values. Both answer a new value and leave the old alone.
-import { KubeError } from "../../controller/kube/client.ts";
-import { isRecord } from "../../controller/kube/wire.ts";
+import { KubeError } from "../../controller/kube/api/client.ts";
+import { isRecord } from "../../controller/kube/api/wire.ts";
 
 type Holder = Record<string, unknown> | unknown[];
 

@@ -6,12 +6,12 @@
 //   D1  a pod is bound only where its affinity, its node and the GPUs that are free there let it.
 //   D2  an address is given to another pod as soon as it is free: whoever remembers it talks to a stranger.
 //   D3  a worker ends with its pod, but for those on a node that is dead.
-import { type KubeObject, keyOf } from "../../controller/kube/client.ts";
-import { fieldsOf, listOf } from "../../controller/kube/fields.ts";
-import { gangPod } from "../../controller/kube/gang-pods.ts";
-import { podFacts } from "../../controller/kube/pod-facts.ts";
-import { nodes, pods } from "../../controller/kube/resources.ts";
-import type { DescribeAnswer, WorkerLinks, WorkerTarget } from "../../controller/kube/worker-link.ts";
+import { type KubeObject, keyOf } from "../../controller/kube/api/client.ts";
+import { fieldsOf, listOf } from "../../controller/kube/api/fields.ts";
+import { nodes, pods } from "../../controller/kube/api/resources.ts";
+import { gangPod } from "../../controller/kube/gangs/gang-pods.ts";
+import { podFacts } from "../../controller/kube/inventory/pod-facts.ts";
+import type { DescribeAnswer, WorkerLinks, WorkerTarget } from "../../controller/kube/workers/worker-link.ts";
 import { type LoadRequest, WorkerPhase } from "../../proto/gen/muster/v1/worker.ts";
 import type { SimApiServer } from "./api-server.ts";
 import { hasRoom } from "./scheduling.ts";

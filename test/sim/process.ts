@@ -1,7 +1,7 @@
 // A process of its own in the simulation: its clock is set and runs differently, and it is stopped at times, as by a debugger,
 // a full disk or a live migration. What it has sent goes on without it; what comes back waits for it.
-import type { KubeApi, WatchLine } from "../../controller/kube/client.ts";
-import type { Clock } from "../../controller/kube/clock.ts";
+import type { KubeApi, WatchLine } from "../../controller/kube/api/client.ts";
+import type { Clock } from "../../controller/kube/api/clock.ts";
 import type { VirtualTime } from "./virtual-time.ts";
 
 export type Pause = { fromMs: number; untilMs: number };

@@ -1,9 +1,9 @@
 // Where the simulated scheduler may bind a pod: its seat, a node that takes pods, GPUs that nobody holds.
-import type { KubeObject } from "../../controller/kube/client.ts";
-import { fieldsOf, listOf, textOf } from "../../controller/kube/fields.ts";
-import { nodeFacts } from "../../controller/kube/node-facts.ts";
-import { podFacts } from "../../controller/kube/pod-facts.ts";
-import { pods } from "../../controller/kube/resources.ts";
+import type { KubeObject } from "../../controller/kube/api/client.ts";
+import { fieldsOf, listOf, textOf } from "../../controller/kube/api/fields.ts";
+import { pods } from "../../controller/kube/api/resources.ts";
+import { nodeFacts } from "../../controller/kube/inventory/node-facts.ts";
+import { podFacts } from "../../controller/kube/inventory/pod-facts.ts";
 import type { SimApiServer } from "./api-server.ts";
 
 export function hasRoom(server: SimApiServer, node: KubeObject, pod: KubeObject): boolean {

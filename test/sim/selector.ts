@@ -1,7 +1,7 @@
 // Label and field selectors as the API server reads them: the part that Muster uses.
-import type { KubeObject, Selection } from "../../controller/kube/client.ts";
-import { KubeError } from "../../controller/kube/client.ts";
-import { isRecord } from "../../controller/kube/wire.ts";
+import type { KubeObject, Selection } from "../../controller/kube/api/client.ts";
+import { KubeError } from "../../controller/kube/api/client.ts";
+import { isRecord } from "../../controller/kube/api/wire.ts";
 
 type Test = (object: KubeObject) => boolean;
 

@@ -3,7 +3,7 @@
 //   V1  timers of one moment run in the order they were set.
 //   V2  time does not go on while promises of the moment are still being settled.
 //   V3  with a step, whatever is waited for comes at a whole step, never early: what falls into one step is one moment.
-import type { Clock } from "../../controller/kube/clock.ts";
+import type { Clock } from "../../controller/kube/api/clock.ts";
 
 type Timer = { atMs: number; order: number; run: (() => void) | undefined };
 

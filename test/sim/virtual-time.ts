@@ -1,5 +1,5 @@
 // The time of a simulation or of the machine, for the parts of the simulated cluster that act by themselves.
-import { type Clock, systemClock } from "../../controller/kube/clock.ts";
+import { type Clock, systemClock } from "../../controller/kube/api/clock.ts";
 
 export type VirtualTime = Clock & {
   /** Runs it then; answers how to cancel. */

@@ -3,7 +3,7 @@
 //   R1  a stream has every change after its version that its selection sees, in order, once.
 //   R2  an object that enters or leaves a selection is ADDED or DELETED there, whatever happened to it.
 //   R3  a bookmark says a version up to which everything has been sent.
-import { KubeError, type Resource, type WatchLine, type WatchOptions } from "../../controller/kube/client.ts";
+import { KubeError, type Resource, type WatchLine, type WatchOptions } from "../../controller/kube/api/client.ts";
 import type { Change, ObjectLog } from "./object-log.ts";
 import { selectorOf } from "./selector.ts";
 import type { VirtualTime } from "./virtual-time.ts";

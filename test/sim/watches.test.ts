@@ -1,6 +1,6 @@
 import { describe, expect, test } from "vitest";
-import { isGone, type WatchLine } from "../../controller/kube/client.ts";
-import { nodes, pods } from "../../controller/kube/resources.ts";
+import { isGone, type WatchLine } from "../../controller/kube/api/client.ts";
+import { nodes, pods } from "../../controller/kube/api/resources.ts";
 import { begin, failureOf, NS, podOf, signal } from "./beds.ts";
 
 async function collect(lines: AsyncIterable<WatchLine>, into: string[]): Promise<void> {

@@ -6,10 +6,10 @@
 //   B2  one namespace that refuses (it is being deleted, a quota) holds up no other.
 //
 // It stays where the last owner has gone: pods may end there still, and it says nothing that is secret.
-import { applyOwned } from "../apply.ts";
-import { type KubeApi, KubeError, type KubeObject } from "../client.ts";
-import { textsOf } from "../fields.ts";
-import { configMaps } from "../resources.ts";
+import { applyOwned } from "../api/apply.ts";
+import { type KubeApi, KubeError, type KubeObject } from "../api/client.ts";
+import { textsOf } from "../api/fields.ts";
+import { configMaps } from "../api/resources.ts";
 import type { Stores } from "../run-controller.ts";
 
 export const BUNDLE = "muster-ca";

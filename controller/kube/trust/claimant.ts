@@ -7,11 +7,11 @@
 //   C4  a gateway is whoever runs under its account in the release's namespace: to make such a pod is that namespace's right.
 import type { Identity } from "../../../proto/trust.ts";
 import { LABELS } from "../../api/meta.ts";
-import type { KubeObject } from "../client.ts";
-import { fieldsOf, textOf } from "../fields.ts";
-import { gangPod } from "../gang-pods.ts";
-import { groupOf, recordOf } from "../group-record.ts";
-import { podFacts } from "../pod-facts.ts";
+import type { KubeObject } from "../api/client.ts";
+import { fieldsOf, textOf } from "../api/fields.ts";
+import { gangPod } from "../gangs/gang-pods.ts";
+import { groupOf, recordOf } from "../groups/group-record.ts";
+import { podFacts } from "../inventory/pod-facts.ts";
 import type { Stores } from "../run-controller.ts";
 import type { Claims } from "./tokens.ts";
 

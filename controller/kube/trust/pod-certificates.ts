@@ -5,14 +5,14 @@
 //       taken.
 //   R2  a request is answered once. One of which nobody knows yet whose it is waits, until its kubelet gives it up.
 //   R3  an answer is written over the version that was looked at: two controllers never both answer.
-import { type KubeApi, KubeError, type KubeObject, keyOf } from "../client.ts";
-import type { Clock } from "../clock.ts";
-import { fieldsOf, listOf, millisOf, textOf } from "../fields.ts";
-import { KEY_TYPE } from "../pods.ts";
-import { Reflector } from "../reflector.ts";
-import { podCertificateRequests } from "../resources.ts";
-import { Store } from "../store.ts";
-import { WorkQueue } from "../work-queue.ts";
+import { type KubeApi, KubeError, type KubeObject, keyOf } from "../api/client.ts";
+import type { Clock } from "../api/clock.ts";
+import { fieldsOf, listOf, millisOf, textOf } from "../api/fields.ts";
+import { podCertificateRequests } from "../api/resources.ts";
+import { KEY_TYPE } from "../groups/pods.ts";
+import { Reflector } from "../watch/reflector.ts";
+import { Store } from "../watch/store.ts";
+import { WorkQueue } from "../watch/work-queue.ts";
 import { type Authority, LEAF_MS, pemOf, sign } from "./authority.ts";
 import type { Claimant } from "./claimant.ts";
 import { keyOfRequest } from "./issue.ts";

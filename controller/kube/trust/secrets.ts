@@ -6,9 +6,9 @@
 //   S3  changes name the version that was read; who was overtaken reads again.
 import { randomBytes, X509Certificate } from "node:crypto";
 import { FaultError, invalid } from "../../../proto/fault.ts";
-import { isAlreadyThere, isConflict, isTransient, type KubeApi, type KubeObject } from "../client.ts";
-import { textsOf } from "../fields.ts";
-import { secrets } from "../resources.ts";
+import { isAlreadyThere, isConflict, isTransient, type KubeApi, type KubeObject } from "../api/client.ts";
+import { textsOf } from "../api/fields.ts";
+import { secrets } from "../api/resources.ts";
 import {
   type Authority,
   authorityData,

@@ -6,9 +6,9 @@
 //   K2  only what names this cluster as issuer, "muster" as audience, an end, and a pod with its UID is believed.
 import { createLocalJWKSet, errors, type JSONWebKeySet, type JWTPayload, jwtVerify } from "jose";
 import { z } from "zod";
-import type { Clock } from "../clock.ts";
-import { TOKEN_AUDIENCE } from "../pods.ts";
-import { TokenBucket } from "../rate-limit.ts";
+import type { Clock } from "../api/clock.ts";
+import { TokenBucket } from "../api/rate-limit.ts";
+import { TOKEN_AUDIENCE } from "../groups/pods.ts";
 
 export const ISSUER_PATH = "/.well-known/openid-configuration";
 export const KEYS_PATH = "/openid/v1/jwks";

@@ -1,5 +1,5 @@
 // pvc://CLAIM/PATH - a folder or .gguf file of a persistent volume claim, as pods see it: the controller mounts the claim at a
-// fixed place of the pods that read it (controller/kube/pods.ts), and nobody else has it.
+// fixed place of the pods that read it (controller/kube/groups/pods.ts), and nobody else has it.
 import { stat } from "node:fs/promises";
 import { join, normalize, relative } from "node:path";
 import { reject } from "../reject.ts";

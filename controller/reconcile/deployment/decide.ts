@@ -1,5 +1,5 @@
 // What is to be done for one owner of groups: a pure function of what is seen. The reads before it and the writes after it are
-// controller/kube/deployments.ts. Level-triggered: it can be cut off after any action and begun anew.
+// controller/kube/owners/deployments.ts. Level-triggered: it can be cut off after any action and begun anew.
 //
 //   E1  a plan is made only for a question that has none stored, and never changed (stored-plan.ts).
 //   E2  an object of the owner that cannot be read, or a spec that is refused, changes nothing that runs (R8).

@@ -1,5 +1,5 @@
 // Asking the planner for an owner: which inventories in which order, and what its answer means. Pure but for readModel, which
-// whoever calls it keeps off the hot path (controller/kube/plan-desk.ts).
+// whoever calls it keeps off the hot path (controller/kube/owners/plan-desk.ts).
 
 import { FaultError } from "../../../proto/fault.ts";
 import type { ModelSpec } from "../../../proto/gen/muster/v1/plan.ts";

@@ -29,7 +29,7 @@ export type StoredPlan = {
   question: string;
   createdMs: number;
   spec: ShardPlanSpec;
-  /** What its groups were seen to give; see controller/kube/plan-measured.ts. */
+  /** What its groups were seen to give; see controller/kube/owners/plan-measured.ts. */
   measured: { tokensPerSecond?: number | undefined; calibration?: number | undefined };
 };
 

@@ -10,7 +10,7 @@ import { writeFileSync } from "node:fs";
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import { join } from "node:path";
 import { Agent, type Dispatcher } from "undici";
-import { fieldsOf, textOf } from "../../../controller/kube/fields.ts";
+import { fieldsOf, textOf } from "../../../controller/kube/api/fields.ts";
 import { randomOf } from "../../sim/random.ts";
 import { heard } from "../controlplane/network-space.ts";
 import type { Bed } from "./bed.ts";

@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { connect, type NatsConnection } from "@nats-io/transport-node";
 import { describe, expect, test } from "vitest";
 import { z } from "zod";
-import { workerPod } from "../../../controller/kube/pods.ts";
+import { workerPod } from "../../../controller/kube/groups/pods.ts";
 import { findNatsServer } from "../../../controller/local/nats.ts";
 import { type Connection, type End, type PodEnd, Policies, podEndOf } from "../../charts/policies.ts";
 import {
@@ -19,12 +19,12 @@ import {
   render,
   type Values,
 } from "../../charts/render.ts";
-import { identity, replicaGroup, TEMPLATE } from "../../controller/kube/groups.ts";
+import { identity, replicaGroup, TEMPLATE } from "../../controller/kube/groups/groups.ts";
 import { until } from "../../until.ts";
 import { BUILD_TIMEOUT_MS, whyNoControlPlane } from "../controlplane/binary.ts";
 
 const why = whyNoControlPlane();
-const TLS = join(import.meta.dirname, "../../controller/kube/tls");
+const TLS = join(import.meta.dirname, "../../controller/kube/api/tls");
 const REDIS = { redis: { enabled: true, passwordSecret: "queue" } };
 const NAMED = { "kubernetes.io/metadata.name": "monitoring" };
 

@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { parse } from "yaml";
 import { allCrds } from "../../../controller/api/crd.ts";
-import { parseTemplate } from "../../../controller/kube/worker-template.ts";
+import { parseTemplate } from "../../../controller/kube/groups/worker-template.ts";
 import {
   CHART,
   deploymentOf,

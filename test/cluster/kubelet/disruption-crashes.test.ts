@@ -5,7 +5,7 @@
 // Always: each kind of write (verb, kind, subresource) is a crash point twice, before and after. With MUSTER_TEST_LONG=1: each
 // single write of a life, by object and by what a status changes; DEATHS_MAX of them to a life.
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
-import { fieldsOf } from "../../../controller/kube/fields.ts";
+import { fieldsOf } from "../../../controller/kube/api/fields.ts";
 import { until } from "../../until.ts";
 import { whyNoControlPlane } from "../controlplane/binary.ts";
 import type { Step } from "./api-proxy.ts";

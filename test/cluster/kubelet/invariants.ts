@@ -12,12 +12,12 @@
 //   D7  plan, owner and ordinal of a group and the whole of a ShardPlan never change.
 import { isDeepStrictEqual } from "node:util";
 import { LABELS } from "../../../controller/api/meta.ts";
-import type { KubeObject } from "../../../controller/kube/client.ts";
-import { fieldsOf, textOf } from "../../../controller/kube/fields.ts";
-import { type GangPod, gangKey, gangPod } from "../../../controller/kube/gang-pods.ts";
-import { groupOf } from "../../../controller/kube/group-record.ts";
-import { nodeFacts } from "../../../controller/kube/node-facts.ts";
-import { podFacts } from "../../../controller/kube/pod-facts.ts";
+import type { KubeObject } from "../../../controller/kube/api/client.ts";
+import { fieldsOf, textOf } from "../../../controller/kube/api/fields.ts";
+import { type GangPod, gangKey, gangPod } from "../../../controller/kube/gangs/gang-pods.ts";
+import { groupOf } from "../../../controller/kube/groups/group-record.ts";
+import { nodeFacts } from "../../../controller/kube/inventory/node-facts.ts";
+import { podFacts } from "../../../controller/kube/inventory/pod-facts.ts";
 
 export const WATCHED = ["nodes", "shardplans", "replicagroups", "modeldeployments", "pods", "leases"] as const;
 export type Watched = (typeof WATCHED)[number];

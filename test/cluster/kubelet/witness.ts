@@ -1,9 +1,9 @@
 // Follows a bed's objects by watch and shows every event to the invariants. Owns its watches; the rules are invariants.ts'.
 //
 //   W1  what a new list lacks of what was there counts as deleted; a watch that breaks begins anew with a list.
-import { type KubeObject, keyOf, type Resource } from "../../../controller/kube/client.ts";
-import * as kinds from "../../../controller/kube/resources.ts";
-import { objectOf, pathOf } from "../../../controller/kube/wire.ts";
+import { type KubeObject, keyOf, type Resource } from "../../../controller/kube/api/client.ts";
+import * as kinds from "../../../controller/kube/api/resources.ts";
+import { objectOf, pathOf } from "../../../controller/kube/api/wire.ts";
 import { until } from "../../until.ts";
 import type { Thing } from "../controlplane/raw-api.ts";
 import type { Bed } from "./bed.ts";

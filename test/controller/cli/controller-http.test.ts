@@ -1,7 +1,7 @@
 // What a controller answers to kubelet and Prometheus, over real HTTP on loopback.
 import { expect, onTestFinished, test } from "vitest";
 import { serveControllerHttp } from "../../../controller/cli/controller-http.ts";
-import { KubeMetrics } from "../../../controller/kube/metrics.ts";
+import { KubeMetrics } from "../../../controller/kube/metrics/metrics.ts";
 
 async function start(whyNotReady: () => string | undefined = () => undefined) {
   const metrics = new KubeMetrics();

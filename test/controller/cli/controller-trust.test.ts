@@ -1,10 +1,10 @@
 import { afterEach, describe, expect, test } from "vitest";
 import { openTrusted, type TrustFlags } from "../../../controller/cli/controller-trust.ts";
-import { secrets } from "../../../controller/kube/resources.ts";
+import { secrets } from "../../../controller/kube/api/resources.ts";
 import { noTrust } from "../../../proto/trust.ts";
 import { SimApiServer } from "../../sim/api-server.ts";
 import { VirtualClock } from "../../sim/virtual-clock.ts";
-import { TEMPLATE } from "../kube/groups.ts";
+import { TEMPLATE } from "../kube/groups/groups.ts";
 
 const { signal } = new AbortController();
 const FLAGS = {

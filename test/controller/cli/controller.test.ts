@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { text } from "node:stream/consumers";
 import { afterEach, expect, test } from "vitest";
 import { parseModelDeployment, parseShardPlan } from "../../../controller/api/parse.ts";
-import * as kinds from "../../../controller/kube/resources.ts";
+import * as kinds from "../../../controller/kube/api/resources.ts";
 import { SimApiServer } from "../../sim/api-server.ts";
 import { SimHttpServer } from "../../sim/http-server.ts";
 import { realTime } from "../../sim/virtual-time.ts";
@@ -16,7 +16,7 @@ const { signal } = new AbortController();
 const RESOURCES = Object.values(kinds).filter((kind) => typeof kind !== "string");
 const MODULE = new URL("../../../controller/cli/controller.ts", import.meta.url).href;
 const SCRIPT = `const { controllerCommand } = await import(${JSON.stringify(MODULE)}); await controllerCommand().parseAsync();`;
-const KINDS = new URL("../../../controller/kube/resources.ts", import.meta.url).href;
+const KINDS = new URL("../../../controller/kube/api/resources.ts", import.meta.url).href;
 /** More than a controller has under way at a time. */
 const CALLS_HELD = 64;
 const GPU_NODE = {

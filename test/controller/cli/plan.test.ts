@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import { stringify } from "yaml";
 import { z } from "zod";
-import * as kinds from "../../../controller/kube/resources.ts";
+import * as kinds from "../../../controller/kube/api/resources.ts";
 import { SimApiServer } from "../../sim/api-server.ts";
 import { SimHttpServer } from "../../sim/http-server.ts";
 import { realTime } from "../../sim/virtual-time.ts";

@@ -1,11 +1,11 @@
 // What several tests of controller/kube need: a server behind real sockets, a client of it, objects.
 import { onTestFinished } from "vitest";
-import type { KubeApi, KubeObject, Resource } from "../../../controller/kube/client.ts";
-import { KubeError } from "../../../controller/kube/client.ts";
-import { Connections } from "../../../controller/kube/connections.ts";
-import type { Access, Credentials } from "../../../controller/kube/credentials.ts";
-import { type HttpApiOptions, HttpKubeApi } from "../../../controller/kube/http-api.ts";
-import * as known from "../../../controller/kube/resources.ts";
+import type { KubeApi, KubeObject, Resource } from "../../../controller/kube/api/client.ts";
+import { KubeError } from "../../../controller/kube/api/client.ts";
+import { Connections } from "../../../controller/kube/api/connections.ts";
+import type { Access, Credentials } from "../../../controller/kube/api/credentials.ts";
+import { type HttpApiOptions, HttpKubeApi } from "../../../controller/kube/api/http-api.ts";
+import * as known from "../../../controller/kube/api/resources.ts";
 import { type HttpServerOptions, SimHttpServer } from "../../sim/http-server.ts";
 
 export const NS = "serving";

@@ -8,7 +8,7 @@ import type {
   Resource,
   WatchOptions,
   WriteOptions,
-} from "../../../controller/kube/client.ts";
+} from "../../../controller/kube/api/client.ts";
 
 /** Leases are the election's own, events are best effort. */
 const isCounted = ({ kind }: Resource): boolean => kind !== "Lease" && kind !== "Event";

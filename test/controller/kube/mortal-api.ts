@@ -9,7 +9,7 @@ import {
   type Resource,
   type WatchOptions,
   type WriteOptions,
-} from "../../../controller/kube/client.ts";
+} from "../../../controller/kube/api/client.ts";
 
 /** Where a controller dies: at its nth write, before it is sent or after it has happened. */
 export type CrashPoint = { write: number; when: "before" | "after" };

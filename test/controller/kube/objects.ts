@@ -1,5 +1,5 @@
 // Nodes and Pods as an API server has them, for tests of what is read from them.
-import type { KubeObject } from "../../../controller/kube/client.ts";
+import type { KubeObject } from "../../../controller/kube/api/client.ts";
 
 export type NodeWish = {
   gpus?: number;

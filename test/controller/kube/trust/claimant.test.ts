@@ -1,8 +1,8 @@
 import { describe, expect, test } from "vitest";
 import { LABELS } from "../../../../controller/api/meta.ts";
-import type { KubeObject } from "../../../../controller/kube/client.ts";
-import { Store } from "../../../../controller/kube/store.ts";
+import type { KubeObject } from "../../../../controller/kube/api/client.ts";
 import { claimantOf } from "../../../../controller/kube/trust/claimant.ts";
+import { Store } from "../../../../controller/kube/watch/store.ts";
 import { gatewayRunning, groupAt, RELEASE, storesNow, workerRunning } from "./term.ts";
 
 const accounts = { namespace: RELEASE, gateway: "muster-gateway" };

@@ -1,6 +1,6 @@
 // The token side of a cluster for tests: its issuer, its keys, and service account tokens signed by them.
 import { exportJWK, generateKeyPair, type JWK, SignJWT } from "jose";
-import type { KubeObject } from "../../../../controller/kube/client.ts";
+import type { KubeObject } from "../../../../controller/kube/api/client.ts";
 import { ISSUER_PATH, KEYS_PATH } from "../../../../controller/kube/trust/tokens.ts";
 
 export const ISSUER = "https://kubernetes.default.svc";

@@ -4,7 +4,7 @@ import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { Metadata, type ServiceError, status } from "@grpc/grpc-js";
 import { describe, expect, onTestFinished, test } from "vitest";
-import { systemClock } from "../../../../controller/kube/clock.ts";
+import { systemClock } from "../../../../controller/kube/api/clock.ts";
 import { bundleOf, makeAuthority } from "../../../../controller/kube/trust/authority.ts";
 import { enrol } from "../../../../proto/enrol.ts";
 import { CertificatesClient, type IssueResponse } from "../../../../proto/gen/muster/v1/trust.ts";

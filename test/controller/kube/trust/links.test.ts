@@ -1,10 +1,10 @@
 // What of the controller uses trust: its links to workers, and what worker pods are told.
 import { expect, onTestFinished, test } from "vitest";
-import { fieldsOf, listOf } from "../../../../controller/kube/fields.ts";
-import { workerPod } from "../../../../controller/kube/pods.ts";
-import { GrpcWorkerLinks } from "../../../../controller/kube/worker-link.ts";
+import { fieldsOf, listOf } from "../../../../controller/kube/api/fields.ts";
+import { workerPod } from "../../../../controller/kube/groups/pods.ts";
+import { GrpcWorkerLinks } from "../../../../controller/kube/workers/worker-link.ts";
 import { authorityNow, controller, serve, trustOf, workerOf } from "../../../proto/mutual-bed.ts";
-import { identity, TEMPLATE } from "../groups.ts";
+import { identity, TEMPLATE } from "../groups/groups.ts";
 
 const { signal } = new AbortController();
 

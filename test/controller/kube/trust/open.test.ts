@@ -1,8 +1,8 @@
 // The trust of controllers against a simulated API server: who makes the authority, and what is kept while one leads.
 import { describe, expect, test } from "vitest";
-import type { KubeObject } from "../../../../controller/kube/client.ts";
-import { textsOf } from "../../../../controller/kube/fields.ts";
-import { configMaps, secrets } from "../../../../controller/kube/resources.ts";
+import type { KubeObject } from "../../../../controller/kube/api/client.ts";
+import { textsOf } from "../../../../controller/kube/api/fields.ts";
+import { configMaps, secrets } from "../../../../controller/kube/api/resources.ts";
 import { AUTHORITY_MS, OVERLAP_MS, RENEW_BEFORE_MS } from "../../../../controller/kube/trust/authority.ts";
 import { keepAuthority, keepBroker } from "../../../../controller/kube/trust/secrets.ts";
 import { SimApiServer } from "../../../sim/api-server.ts";
@@ -102,7 +102,7 @@ describe("while one leads", () => {
 
   test("B2: a namespace that refuses is said, and holds up no other", async () => {
     const time = new VirtualClock(Date.now());
-    const { KubeError } = await import("../../../../controller/kube/client.ts");
+    const { KubeError } = await import("../../../../controller/kube/api/client.ts");
     const server = new SimApiServer(time, {
       admit: (object) => {
         if (object.kind === "ConfigMap" && object.metadata.namespace === "a-full-one")

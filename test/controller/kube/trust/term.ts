@@ -5,14 +5,14 @@ import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { onTestFinished } from "vitest";
-import type { KubeApi, KubeObject } from "../../../../controller/kube/client.ts";
-import { type WorkerIdentity, workerPod } from "../../../../controller/kube/pods.ts";
-import { Store } from "../../../../controller/kube/store.ts";
+import type { KubeApi, KubeObject } from "../../../../controller/kube/api/client.ts";
+import { type WorkerIdentity, workerPod } from "../../../../controller/kube/groups/pods.ts";
 import { type ControllerTrust, openTrust, type TrustOptions } from "../../../../controller/kube/trust/open.ts";
+import { Store } from "../../../../controller/kube/watch/store.ts";
 import { SimApiServer } from "../../../sim/api-server.ts";
 import { VirtualClock } from "../../../sim/virtual-clock.ts";
 import { until } from "../../../until.ts";
-import { identity, replicaGroup, TEMPLATE } from "../groups.ts";
+import { identity, replicaGroup, TEMPLATE } from "../groups/groups.ts";
 import { ClusterKeys } from "./cluster-keys.ts";
 
 export const RELEASE = "muster";
