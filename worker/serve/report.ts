@@ -4,7 +4,9 @@
 //
 //   T1  every report says who speaks, so that each can be checked; after a break all is said anew.
 //   T2  one report is on its way at a time: the next one says the newest.
-//   T3  each attempt looks for the controller anew (names are resolved again), and ends where nobody answers in ANSWER_MS.
+//   T3  how long a step stands still is measured here, by looks that are closer than reports: a report that has just missed the
+//       standstill must not hide a second of it.
+//   T4  each attempt looks for the controller anew (names are resolved again), and ends where nobody answers in ANSWER_MS.
 import { type ClientDuplexStream, type ServiceError, status } from "@grpc/grpc-js";
 import { type GroupReport, ReportsClient, type ReportTaken } from "../../proto/gen/muster/v1/report.ts";
 import { WorkerPhase, type WorkerStats } from "../../proto/gen/muster/v1/worker.ts";
@@ -13,8 +15,10 @@ import type { Trust } from "../../proto/trust.ts";
 import type { Life } from "./life.ts";
 
 const REPORT_MS = 1_000;
+const PULSE_MS = 200;
 /** An idle leader says that it is there. */
 const IDLE_MS = 5_000;
+const STANDING_MS_MAX = 3_600_000;
 const ANSWER_MS = 15_000;
 /** Quick at first: a new controller leads within seconds, and sees nobody who has not come. */
 const BACKOFF = { baseMs: 250, maxMs: 5_000 };
@@ -62,12 +66,15 @@ class Reporter {
   /** Since when a report waits for its answer. */
   #askedMs: number | undefined;
   #phase: WorkerPhase | undefined;
+  #lookedMs = 0;
+  /** T3: as the last pulse found them, and since when. */
+  #seen: { epochs: readonly bigint[]; sinceMs: number } | undefined;
   #isClosed = false;
 
   constructor(options: ReporterOptions) {
     this.#options = options;
     this.#open();
-    this.#tick = setInterval(() => this.#look(), REPORT_MS);
+    this.#tick = setInterval(() => this.#pulse(), PULSE_MS);
     this.#tick.unref();
     this.#unwatch = options.life.watch(({ phase }) => {
       const isNews = phase !== this.#phase;
@@ -117,17 +124,26 @@ class Reporter {
     this.#again.unref();
   }
 
+  #pulse(): void {
+    const nowMs = performance.now();
+    const progress = this.#options.progress();
+    const epochs = progress?.rankEpochs ?? [];
+    const stands = progress?.isPending === true && this.#seen !== undefined && isSame(this.#seen.epochs, epochs);
+    if (!stands) this.#seen = progress?.isPending ? { epochs, sinceMs: nowMs } : undefined;
+    if (nowMs - this.#lookedMs < REPORT_MS) return;
+    this.#lookedMs = nowMs;
+    this.#look(progress, nowMs);
+  }
+
   /** Every second while anything runs or loads; else seldom. */
-  #look(): void {
+  #look(progress: Progress | undefined, nowMs: number): void {
     const call = this.#call;
     if (call === undefined) return;
-    const nowMs = performance.now();
     if (this.#askedMs !== undefined && nowMs - this.#askedMs > ANSWER_MS) {
       this.#giveUp(call);
       return;
     }
     const { phase } = this.#options.life.now;
-    const progress = this.#options.progress();
     const report = this.#report(progress);
     const before = this.#said?.report;
     const isRunning = isBusy(report) || isBusy(before) || report.stats?.steps !== before?.stats?.steps;
@@ -163,9 +179,20 @@ class Reporter {
       stats: progress?.stats,
       rankEpochs: epochs.some((epoch) => epoch > 0n) ? [...epochs] : [],
       pending: progress?.isPending ?? false,
+      standingMs: this.#standingMs(progress),
     };
   }
+
+  /** Of what has moved since the last pulse nothing. */
+  #standingMs(progress: Progress | undefined): number {
+    const seen = this.#seen;
+    if (progress?.isPending !== true || seen === undefined || !isSame(seen.epochs, progress.rankEpochs)) return 0;
+    return Math.min(STANDING_MS_MAX, Math.round(performance.now() - seen.sinceMs));
+  }
 }
+
+const isSame = (one: readonly bigint[], other: readonly bigint[]): boolean =>
+  one.length === other.length && one.every((epoch, rank) => epoch === other[rank]);
 
 function isBusy(report: GroupReport | undefined): boolean {
   if (report === undefined) return false;

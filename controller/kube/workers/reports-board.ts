@@ -66,13 +66,15 @@ export class ReportsBoard {
     const known = before?.incarnation === incarnation ? before : undefined;
     const hasMoved = known === undefined || isOther(known.report.rankEpochs, report.rankEpochs);
     const stands = known?.report.pending === true && report.pending && !hasMoved;
+    // The leader has looked more often than it speaks; one that does not say it is of an older version.
+    const toldMs = report.pending ? nowMs - report.standingMs : nowMs;
     this.#voices.set(group, {
       group,
       incarnation,
       owner,
       report,
       saidMs: nowMs,
-      sinceMs: stands ? known.sinceMs : nowMs,
+      sinceMs: stands ? Math.min(known.sinceMs, toldMs) : toldMs,
       stepMs: known !== undefined && stepOf(known.report) === stepOf(report) ? known.stepMs : nowMs,
       isHeard: true,
       told: toldOf(known?.told ?? [], report, nowMs),

@@ -131,9 +131,11 @@ test("a follower that does not finish is behind while its step is pending", asyn
   await until(() => listener.last?.pending === true && listener.last.rankEpochs[1] === 2n, "the follower stands still");
   const [own = 0n] = listener.last?.rankEpochs ?? [];
   expect(own).toBeGreaterThan(2n);
+  await until(() => (listener.last?.standingMs ?? 0) > 1_200, "T3: for how long is said");
   held.resolve();
   await answered;
   await until(() => listener.last?.pending === false, "all is done");
+  expect(listener.last?.standingMs).toBe(0);
 });
 
 test("a controller that comes back hears everything anew; one that refuses is asked again later", async () => {

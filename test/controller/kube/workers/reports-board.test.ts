@@ -17,7 +17,13 @@ class Talk {
   }
 
   say(
-    changes: { rankEpochs?: bigint[]; pending?: boolean; stats?: Partial<WorkerStats>; phase?: WorkerPhase },
+    changes: {
+      rankEpochs?: bigint[];
+      pending?: boolean;
+      standingMs?: number;
+      stats?: Partial<WorkerStats>;
+      phase?: WorkerPhase;
+    },
     incarnation = 1n,
   ) {
     const report = GroupReport.fromPartial({ phase: WorkerPhase.SERVING, ...changes });
@@ -61,6 +67,23 @@ test("standing still is counted while work is pending, from the last step that a
   talk.say({ pending: false, rankEpochs: [5n, 5n] });
   expect(talk.standingMs).toBe(0);
   expect(talk.board.suspects()).toEqual([]);
+});
+
+test("a leader that says how long it stands still is believed: its reports are further apart than its looks", () => {
+  const talk = new Talk();
+  talk.say({ pending: true, rankEpochs: [5n, 4n] });
+  talk.later(1_000);
+  talk.say({ pending: true, rankEpochs: [6n, 5n], standingMs: 800 });
+  expect(talk.standingMs).toBe(800);
+  talk.later(700);
+  expect(talk.board.suspects()).toEqual([GROUP]);
+  talk.later(300);
+  talk.say({ pending: true, rankEpochs: [6n, 5n], standingMs: 1_700 }); // it came a little late
+  expect(talk.standingMs).toBe(1_800);
+  talk.say({ pending: true, rankEpochs: [6n, 6n], standingMs: 0 });
+  expect(talk.standingMs).toBe(0);
+  talk.say({ pending: false, rankEpochs: [6n, 6n], standingMs: 900 });
+  expect(talk.standingMs).toBe(0);
 });
 
 test("B1: a newer incarnation takes the place of an older one, never the other way round", () => {
