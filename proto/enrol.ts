@@ -13,7 +13,7 @@ import { Metadata, type ServiceError } from "@grpc/grpc-js";
 import * as x509 from "@peculiar/x509";
 import { CertificatesClient, type IssueResponse } from "./gen/muster/v1/trust.ts";
 import { channelOptions } from "./grpc.ts";
-import { enrolCredentials, MutualTrust, type TlsMaterial } from "./trust.ts";
+import { enrolCredentials, MutualTrust, renewalMs, type TlsMaterial } from "./trust.ts";
 
 const ALGORITHM = { name: "ECDSA", namedCurve: "P-256", hash: "SHA-256" };
 const CALL_MS = 10_000;
@@ -133,10 +133,8 @@ function broughtBy(held: string, bundle: string): Pick<Enrolled, "material" | "r
   const [leaf] = chain;
   if (key === undefined || leaf === undefined)
     throw new Error(`${CREDENTIALS_FILE}: a private key and a certificate are needed`);
-  const { validFromDate, validToDate } = new X509Certificate(leaf);
-  const renewMs = validFromDate.getTime() + ((validToDate.getTime() - validFromDate.getTime()) * 2) / 3;
   const cert = chain.slice(0, CERTIFICATES_MAX).join("\n");
-  return { material: { ca: bundleOf(bundle, ""), cert: `${cert}\n`, key }, renewMs };
+  return { material: { ca: bundleOf(bundle, ""), cert: `${cert}\n`, key }, renewMs: renewalMs(leaf) };
 }
 
 function issue(

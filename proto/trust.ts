@@ -29,6 +29,12 @@ export type Peer =
 /** PEM. */
 export type TlsMaterial = { ca: string; cert: string; key: string };
 
+/** When a third of the certificate's life is left. */
+export function renewalMs(cert: string): number {
+  const { validFromDate, validToDate } = new X509Certificate(cert);
+  return validFromDate.getTime() + ((validToDate.getTime() - validFromDate.getTime()) * 2) / 3;
+}
+
 export type Role = Peer["role"];
 
 export interface Trust {

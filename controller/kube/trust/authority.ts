@@ -110,12 +110,6 @@ export function pemOf(der: Buffer): string {
   return new X509Certificate(der).toString();
 }
 
-/** When a third of its life is left. */
-export function renewalMs(cert: string): number {
-  const { validFromDate, validToDate } = new X509Certificate(cert);
-  return validFromDate.getTime() + ((validToDate.getTime() - validFromDate.getTime()) * 2) / 3;
-}
-
 /** Throws a FaultError that names the field. `title`: of where it was read from. */
 export function readAuthority(data: Readonly<Record<string, string>>, title: string, nowMs: number): Authority {
   const refuse = (field: string, detail: string): never => {

@@ -7,14 +7,14 @@
 import { Server } from "@grpc/grpc-js";
 import { FaultError, invalid } from "../../../proto/fault.ts";
 import { CertificatesService } from "../../../proto/gen/muster/v1/trust.ts";
-import { MutualTrust, type Trust } from "../../../proto/trust.ts";
+import { MutualTrust, renewalMs, type Trust } from "../../../proto/trust.ts";
 import { type KubeApi, KubeError } from "../api/client.ts";
 import type { Clock } from "../api/clock.ts";
 import { backoffMs } from "../api/rate-limit.ts";
 import { podCertificateRequests } from "../api/resources.ts";
 import type { Term } from "../lease/lease.ts";
 import type { Stores } from "../run-controller.ts";
-import { type Authority, bundleOf, LEAF_MS, makeLeaf, renewalMs } from "./authority.ts";
+import { type Authority, bundleOf, LEAF_MS, makeLeaf } from "./authority.ts";
 import { keepBundle, keepBundles, namespacesOf } from "./bundles.ts";
 import { claimantOf } from "./claimant.ts";
 import { Issuing, type IssuingOptions, REQUEST_BYTES_MAX } from "./issue.ts";
@@ -105,8 +105,7 @@ class Keeper {
     const broker = await keepBroker(at, authority, undefined, signal);
     await keepBundle(api, bundleOf(authority), namespace, signal);
     const trust = new MutualTrust(await ownLeaf(options, authority));
-    const isServed = options.podCertificates !== undefined && (await api.serves(podCertificateRequests, signal));
-    return new Keeper(options, { authority, broker, trust, signer: isServed ? signerOf(namespace) : undefined });
+    return new Keeper(options, { authority, broker, trust, signer: await signerFor(options, signal) });
   }
 
   async run(lead: Lead): Promise<void> {
@@ -213,6 +212,26 @@ class Keeper {
           server.forceShutdown();
         }),
     };
+  }
+}
+
+/** A pod whose volume nobody answers for never starts: where we may not even look there is no signer, and workers enrol. */
+async function signerFor(options: TrustOptions, signal: AbortSignal): Promise<string | undefined> {
+  const { api, namespace, podCertificates, onTrouble } = options;
+  if (podCertificates === undefined || !(await api.serves(podCertificateRequests, signal))) return undefined;
+  const { watched } = podCertificates;
+  const signer = signerOf(namespace);
+  const selection = {
+    fieldSelector: `spec.signerName=${signer}`,
+    ...(watched === undefined ? {} : { namespace: watched }),
+  };
+  try {
+    await api.list(podCertificateRequests, { ...selection, limit: 1 }, signal);
+    return signer;
+  } catch (error) {
+    if (!(error instanceof KubeError) || error.code !== 403) throw error;
+    onTrouble?.(`PodCertificateRequests cannot be listed, workers enrol by their tokens: ${error.message}`);
+    return undefined;
   }
 }
 

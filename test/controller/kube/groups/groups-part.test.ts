@@ -4,6 +4,7 @@ import { beforeAll, expect, onTestFinished, test } from "vitest";
 import { LABELS } from "../../../../controller/api/meta.ts";
 import { parseModelDeployment, parseReplicaGroup } from "../../../../controller/api/parse.ts";
 import type { KubeApi, KubeObject } from "../../../../controller/kube/api/client.ts";
+import { fieldsOf } from "../../../../controller/kube/api/fields.ts";
 import { modelDeployments, nodes, pods, replicaGroups, shardPlans } from "../../../../controller/kube/api/resources.ts";
 import { type GroupsOptions, groupsPart } from "../../../../controller/kube/groups/groups-part.ts";
 import { parseTemplate } from "../../../../controller/kube/groups/worker-template.ts";
@@ -126,6 +127,30 @@ class Whole {
     await this.time.runTill(isSo, `incarnation ${incarnation} serves`);
   }
 }
+
+test("kubelets bring certificates where all of them can: one older one under GPUs, and the pods of the next group go without", async () => {
+  const bed = await Whole.begin();
+  const signer = "muster.dev/muster-system";
+  const template = { ...parseTemplate("drainSeconds: 5", IMAGE), caConfigMap: "muster-ca", signer };
+  const isAsked = () => bed.pods.map((pod) => JSON.stringify(pod.spec).includes(`"signerName":"${signer}"`));
+  const kubeletsOf = async (...versions: string[]) => {
+    for (const [index, kubeletVersion] of versions.entries()) {
+      const found = await bed.server.get(nodes, `gpu-${index}`, undefined, never);
+      if (found === undefined) throw new Error(`no node gpu-${index}`);
+      const status = { ...fieldsOf(found.status), nodeInfo: { kubeletVersion } };
+      await bed.server.replaceStatus(nodes, { ...found, status }, never);
+    }
+  };
+  await kubeletsOf("v1.37.2", "v1.36.4");
+  bed.run({ template });
+  await bed.serves();
+  expect(isAsked()).toEqual([false, false]);
+  await kubeletsOf("v1.37.2", "v1.37.0");
+  for (const { metadata } of bed.pods)
+    await bed.server.delete(pods, metadata.name, NS, { gracePeriodSeconds: 0 }, never);
+  await bed.serves(2);
+  expect(isAsked()).toEqual([true, true]);
+});
 
 test("a ModelDeployment comes to Serving over pods of two nodes, and says where and how", async () => {
   const bed = await Whole.begin();

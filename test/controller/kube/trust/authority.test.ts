@@ -12,10 +12,9 @@ import {
   OVERLAP_MS,
   RENEW_BEFORE_MS,
   readAuthority,
-  renewalMs,
   turned,
 } from "../../../../controller/kube/trust/authority.ts";
-import { identityIn } from "../../../../proto/trust.ts";
+import { identityIn, renewalMs } from "../../../../proto/trust.ts";
 
 const START_MS = Date.UTC(2026, 10, 25);
 const HOUR_MS = 3_600_000;

@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { status } from "@grpc/grpc-js";
 import * as x509 from "@peculiar/x509";
 import { expect, onTestFinished, test } from "vitest";
-import type { KubeObject } from "../../../../controller/kube/api/client.ts";
+import { KubeError, type KubeObject } from "../../../../controller/kube/api/client.ts";
 import { fieldsOf, listOf, millisOf, textOf } from "../../../../controller/kube/api/fields.ts";
 import { podCertificateRequests } from "../../../../controller/kube/api/resources.ts";
 import { CREDENTIALS_FILE, enrol } from "../../../../proto/enrol.ts";
@@ -138,6 +138,20 @@ test("where the server has no such requests nobody is told of a signer", async (
   expect(old.opened.signer).toBeUndefined();
   expect((await begin()).opened.signer).toBe(`muster.dev/${RELEASE}`);
   expect((await TrustTerm.begin()).opened.signer).toBeUndefined();
+});
+
+test("a controller that may not list them says so and names no signer: its workers enrol", async () => {
+  const time = new VirtualClock(Date.now());
+  const server = new SimApiServer(time);
+  const list = server.list.bind(server);
+  server.list = async (resource, options, until) => {
+    if (resource === podCertificateRequests)
+      throw new KubeError(403, "Forbidden", "cannot list podcertificaterequests");
+    return list(resource, options, until);
+  };
+  const term = await TrustTerm.begin({ time, server, podCertificates: { watched: undefined } });
+  expect(term.opened.signer).toBeUndefined();
+  expect(term.troubles).toEqual([expect.stringContaining("cannot list podcertificaterequests")]);
 });
 
 test("E2: what the kubelet brings is used without a word to the controller, renewed with the file, and replaced by the token where it does not come", async () => {
